@@ -1,0 +1,42 @@
+"""What a GPU is: its kind from the catalog, and one device of that kind on a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpupack.facts.estimate import Source
+from gpupack.units import Bytes, BytesPerSecond, FlopsPerSecond, Watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuKind:
+    """One row of the catalog: datasheet figures of a GPU product.
+
+    `memory_bytes` is what CUDA reports as total, a little below the product's name. `dram_bytes_per_second` is the
+    theoretical peak, the scale of DCGM's DRAM_ACTIVE. `dense_flops_per_second` is dense fp16 without sparsity.
+    `product_names` are the prefixes that drivers and ResourceSlices print.
+    """
+
+    name: str
+    memory_bytes: Bytes
+    dram_bytes_per_second: BytesPerSecond
+    dense_flops_per_second: FlopsPerSecond
+    sm_count: int
+    board_power: Watts
+    idle_power: Watts | None
+    bfloat16: bool
+    mig: bool
+    gpm: bool
+    product_names: tuple[str, ...]
+    source: Source
+    provenance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One device. `device_name` is its name in the DRA pool of its driver (`gpu-0`)."""
+
+    uuid: str
+    node: str
+    device_name: str
+    kind: GpuKind

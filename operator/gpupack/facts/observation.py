@@ -1,0 +1,208 @@
+"""One look at the world, as read: every reading is a value with its time and origin, or a Missing with its cause.
+
+Nothing here is judged; `interpret` does that. The recorder writes exactly this to a trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.placement import Plan, PredictedEffect
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import Serving, ServingKey, Shape, Sharing
+from gpupack.units import Seconds
+
+
+class Cause(StrEnum):
+    NO_SERIES = "NoSeries"
+    STALE = "Stale"
+    NOT_FINITE = "NotFinite"
+    UNREACHABLE = "Unreachable"
+    TOO_SHORT = "TooShort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """`at` is when the value was true (unix seconds), not when it was fetched. `origin` names the series or file."""
+
+    value: float
+    at: Seconds
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    cause: Cause
+    origin: str
+
+
+Measured = Reading | Missing
+
+
+class Phase(StrEnum):
+    """A replica's life, from its pod: PENDING is not yet bound to a node."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    READY = "Ready"
+    STOPPING = "Stopping"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSeen:
+    """A pod that carries our labels; they hold everything needed to plan it again after a lost status.
+
+    `content_hash` is the label of that name; `deletion_at` is None while nobody asked for its end.
+    """
+
+    name: str
+    uid: str
+    serving: ServingKey
+    gpu_uuid: str
+    slot: int
+    sharing: Sharing
+    shape: Shape
+    template_hash: str
+    content_hash: str
+    phase: Phase
+    created_at: Seconds
+    ready_at: Seconds | None
+    deletion_at: Seconds | None
+    in_service: bool
+    address: str | None
+    restarts: int = 0
+    message: str = ""
+    predicted: PredictedEffect | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineWindow:
+    """One engine over the last `seconds`: differences of its own counters. Rates are a second."""
+
+    seconds: Seconds
+    arrivals: Measured
+    finished: Measured
+    prompt_tokens: Measured
+    generation_tokens: Measured
+    preemptions: Measured
+    itl_mean: Measured
+    itl_p95: Measured
+    ttft_mean: Measured
+    ttft_p95: Measured
+    input_mean: Measured
+    output_mean: Measured
+    running_mean: Measured
+    waiting_least: Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSeen:
+    """What one replica's `/metrics` says now and over the policy's windows (shortest first).
+
+    `peak_arrivals` is the highest arrival rate of the shortest window within the last scale-down delay; Missing until
+    that delay has been watched. `waiting_before` is the scrape before the last one.
+    """
+
+    replica: str
+    running: Measured
+    waiting: Measured
+    waiting_before: Measured
+    kv_usage: Measured
+    kv_blocks: Measured
+    windows: tuple[EngineWindow, ...]
+    peak_arrivals: Measured
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSeen:
+    """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes."""
+
+    gpu: Gpu
+    node_ready: bool
+    dram_active: Measured
+    fb_used: Measured
+    power: Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Somebody else on a GPU: an allocated claim or a pod with an extended resource that gpupack did not make."""
+
+    gpu_uuid: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSeen:
+    """Whole cores: what the node can allocate and what pods that are not ours request of it."""
+
+    name: str
+    ready: bool
+    cpu_cores: float
+    cpu_cores_of_others: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimSeen:
+    """A ResourceClaim of ours: one per namespace and GPU."""
+
+    namespace: str
+    name: str
+    uid: str
+    gpu_uuid: str
+    sharing: Sharing
+    owners: tuple[str, ...]
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A ModelServing that passed the CRD but cannot be carried out; `problem` and `fix` are sentences."""
+
+    key: ServingKey
+    uid: str
+    generation: int
+    field: str
+    problem: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSeen:
+    """Which of a serving's shared children exist: its Service and its PodDisruptionBudget."""
+
+    serving: ServingKey
+    has_service: bool
+    min_available: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Everything a decision may know. `stale` names mirrors that are too old to trust (stale data holds).
+
+    `plan` is None when the pool's status holds none (new, or lost). `pool_problem` is set when the pool itself may not
+    act (it overlaps an older one).
+    """
+
+    at: Seconds
+    pool: str
+    pool_uid: str
+    pool_generation: int
+    policy: Policy
+    plan: Plan | None
+    servings: tuple[Serving, ...]
+    refused: tuple[Refused, ...]
+    gpus: tuple[GpuSeen, ...]
+    nodes: tuple[NodeSeen, ...]
+    holders: tuple[Holder, ...]
+    claims: tuple[ClaimSeen, ...]
+    replicas: tuple[ReplicaSeen, ...]
+    engines: tuple[EngineSeen, ...]
+    services: tuple[ServiceSeen, ...]
+    stale: tuple[str, ...] = ()
+    pool_problem: str | None = None

@@ -1,0 +1,122 @@
+"""What is planned already: which replica stands where, with which shape, and what was decided last.
+
+The plan lives in the GpuPool's status and nowhere else. Names come from content, so that planning or creating the
+same replica twice is doing it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from gpupack.facts.serving import ServingKey, Shape, Sharing
+from gpupack.units import Ratio, Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One replica of a serving on one GPU. `slot` counts from 0 within serving and GPU."""
+
+    serving: ServingKey
+    gpu_uuid: str
+    slot: int
+    sharing: Sharing
+    shape: Shape
+    template_hash: str
+    planned_at: Seconds
+
+    @property
+    def content_hash(self) -> str:
+        """Ten hex digits over the shape, the sharing and the pod template: another image is another name."""
+        shape = self.shape
+        text = "|".join(
+            str(part)
+            for part in (
+                shape.max_num_seqs,
+                shape.kv_cache_memory_bytes,
+                shape.max_num_batched_tokens,
+                shape.max_model_len,
+                shape.chunked_prefill,
+                self.sharing.value,
+                self.template_hash,
+            )
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """The pod's name: serving, GPU, slot and content; at most 63 characters."""
+        tail = f"-{gpu_hash(self.gpu_uuid)}-{self.slot}-{self.content_hash}"
+        return self.serving.name[: 63 - len(tail)].rstrip("-.") + tail
+
+
+def gpu_hash(uuid: str) -> str:
+    """Six hex digits that stand for a GPU in names."""
+    return hashlib.sha256(uuid.encode()).hexdigest()[:6]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenShape:
+    """The advisor's answer for one serving on one GPU kind, kept so that it does not move with every tick.
+
+    `inputs` is a digest of what the user declared (model, lengths, SLO, batching, sharing): another digest is another
+    question and is asked at once. `replicas_per_gpu` is R*, the most engines of this shape on one GPU that pay.
+    """
+
+    serving: ServingKey
+    gpu_kind: str
+    shape: Shape
+    replicas_per_gpu: int
+    utilization_hundredths: int
+    inputs: str
+    chosen_at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The last decision on one serving as numbers that stay until the next decision.
+
+    `reason` is a `plan.Reason` value (why no further replica), `observed` and `limit` its two sides in `unit`.
+    `wanted` is how many replicas demand asks for, `planned` how many the plan holds.
+    """
+
+    serving: ServingKey
+    reason: str
+    subject: str
+    observed: float
+    limit: float
+    unit: str
+    at_least: bool
+    wanted: int
+    planned: int
+    message: str
+    at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """A placement that stayed Pending past its deadline; this GPU is not tried again for this serving until then."""
+
+    serving: ServingKey
+    gpu_uuid: str
+    until: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything the pool's task has decided. Sorted tuples, so that equal plans are equal values."""
+
+    placements: tuple[Placement, ...] = ()
+    shapes: tuple[ChosenShape, ...] = ()
+    records: tuple[Record, ...] = ()
+    withdrawn: tuple[Withdrawn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedEffect:
+    """What one more replica was predicted to bring when it was planned; written on the replica itself."""
+
+    tokens_per_second_before: float
+    tokens_per_second_after: float
+    saturation_after: Ratio
+    itl_after: Seconds
