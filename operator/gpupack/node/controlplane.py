@@ -251,7 +251,8 @@ class ControlPlane:
             "--service-account-signing-key-file", key,
             "--token-auth-file", self.folder / "tokens.csv", "--authorization-mode", "RBAC,Node",
             "--service-cluster-ip-range", "10.96.0.0/16",
-            *(("--audit-policy-file", policy, "--audit-log-path", log) if self._audit else ()), *self._more["kube-apiserver"],
+            *(("--audit-policy-file", policy, "--audit-log-path", log) if self._audit else ()),
+            *self._more["kube-apiserver"],
         ])  # fmt: skip
 
     def _start_controllers(self) -> None:
