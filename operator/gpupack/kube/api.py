@@ -1,0 +1,186 @@
+"""The API server as plain requests: dicts in, dicts out, over the official client's connection and credentials.
+
+Of `kubernetes.aio` only the configuration (kubeconfig, in-cluster token and its refresh, TLS) and the HTTP session are
+used: its typed models cost 20 MiB and drop fields that they do not know. Knows paths and status codes, no resource.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as untyped_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from gpupack.errors import Unavailable
+
+FIELD_MANAGER = "gpupack"
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+CONNECTIONS = 64
+
+Json = dict[str, Any]
+config: Any = untyped_config  # it carries half of its annotations
+Call = Callable[[str, int], None]
+"""Told of every finished request: the verb in Kubernetes' words and the status code (0: no answer)."""
+
+
+class ApiError(Unavailable):
+    """The API server refused; `status` is the HTTP code, `reason` the machine-readable one of its Status."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+
+
+class Conflict(ApiError):
+    """409: what was to be changed is not what was seen, or is there already."""
+
+
+class NotFound(ApiError):
+    """404"""
+
+
+class Gone(ApiError):
+    """410: the version that a watch or a further page asked for is no longer kept."""
+
+
+_KINDS: Mapping[int, type[ApiError]] = {404: NotFound, 409: Conflict, 410: Gone}
+
+
+def error_of(status: int, body: bytes) -> ApiError:
+    """The refusal as an exception; a body that is no Status (a proxy's page) is quoted."""
+    try:
+        said = json.loads(body)
+        reason, message = str(said.get("reason", "")), str(said.get("message", ""))
+    except (ValueError, AttributeError):
+        reason, message = "", body[:200].decode(errors="replace")
+    return _KINDS.get(status, ApiError)(status, reason, message)
+
+
+async def configuration_of(kubeconfig: str | None) -> Configuration:
+    """Credentials and address: the named kubeconfig; else $KUBECONFIG or ~/.kube/config; else the pod's own account.
+
+    Raises Unavailable if there is none.
+    """
+    found = Configuration()
+    try:
+        if kubeconfig is None:
+            try:
+                config.load_incluster_config(found)
+            except config.ConfigException:
+                await config.load_kube_config(client_configuration=found)
+        else:
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=found)
+    except (config.ConfigException, OSError) as problem:
+        raise Unavailable(f"no way to the Kubernetes API: {problem}") from problem
+    found.connection_pool_maxsize = CONNECTIONS
+    return found
+
+
+class Api:
+    """Requests to one API server. Used with `async with`, inside a running event loop."""
+
+    def __init__(self, configuration: Configuration, *, on_call: Call = lambda _verb, _code: None) -> None:
+        self._configuration = configuration
+        self._client: Any = ApiClient(configuration)
+        self._client.user_agent = FIELD_MANAGER
+        self._on_call = on_call
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def get(self, path: str, **query: str | int) -> Json:
+        return await self._ask("GET", path, query, verb="list" if "limit" in query else "get")
+
+    async def create(self, path: str, body: Json) -> Json:
+        """POST to a collection. Raises Conflict if the name is taken."""
+        return await self._ask("POST", path, {"fieldManager": FIELD_MANAGER}, body, "application/json", verb="create")
+
+    async def apply(self, path: str, body: Json) -> Json:
+        """Server-side apply, by force: what gpupack says of its own fields holds.
+
+        `metadata.resourceVersion` and `metadata.uid` in the body are preconditions (Conflict). Without `uid` an object
+        that is gone is created anew.
+        """
+        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._ask("PATCH", path, query, body, "application/apply-patch+yaml", verb="apply")
+
+    async def merge(self, path: str, body: Json) -> Json:
+        """JSON merge patch, for the few fields that another manager owns."""
+        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER}
+        return await self._ask("PATCH", path, query, body, "application/merge-patch+json", verb="patch")
+
+    async def delete(self, path: str, *, uid: str) -> None:
+        """Deletes exactly this object. One that is gone, or was replaced by another of its name, is success."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        try:
+            await self._ask("DELETE", path, {}, body, "application/json", verb="delete")
+        except (NotFound, Conflict):
+            return
+
+    async def watch(self, path: str, *, silence_seconds: float, **query: str | int) -> AsyncIterator[bytes]:
+        """Lines of a watch until the server ends it.
+
+        Raises Unavailable when nothing at all came for `silence_seconds` (a black hole), ApiError when it is refused.
+        """
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
+        try:
+            response = await self._send("GET", path, {**query, "watch": "true"}, None, "application/json", limits)
+            self._on_call("watch", response.status)
+            async with response:
+                if response.status >= 400:
+                    raise error_of(response.status, await response.read())
+                yield b""  # accepted: what is held is current as of now
+                pieces: list[bytes] = []
+                async for chunk in response.content.iter_any():
+                    *lines, rest = chunk.split(b"\n")
+                    for line in lines:
+                        pieces.append(line)
+                        yield b"".join(pieces)
+                        pieces.clear()
+                    pieces.append(rest)
+        except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+            raise Unavailable(f"watch of {path}: {type(problem).__name__} {problem}") from problem
+
+    async def _ask(
+        self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None,
+        content_type: str = "application/json", *, verb: str,
+    ) -> Json:  # fmt: skip
+        limits = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+        try:
+            response = await self._send(method, path, query, body, content_type, limits)
+            async with response:
+                text = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+            self._on_call(verb, 0)
+            raise Unavailable(f"{verb} {path}: {type(problem).__name__} {problem}") from problem
+        self._on_call(verb, response.status)
+        if response.status >= 400:
+            raise error_of(response.status, text)
+        answer: Json = json.loads(text)
+        return answer
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str | int], body: Json | None, content_type: str,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:  # fmt: skip
+        headers = {**self._client.default_headers, "Accept": "application/json", "Content-Type": content_type}
+        # The in-cluster token is renewed by this call.
+        if bearer := await self._configuration.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = bearer
+        url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
+        sent = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=limits)
+        response: aiohttp.ClientResponse = sent.response
+        return response

@@ -1,0 +1,161 @@
+"""What the API server holds of one kind, kept here as slim records by list and watch.
+
+Unlike an informer that only follows events, a list replaces everything: an object whose deletion was missed (an expired
+watch, an API server that was away) is gone after the next list, it does not stay as a ghost. A connection that is
+silent longer than the server's bookmarks allow is dropped and opened again, and `age` says how old the view may be.
+Knows nothing of what the records mean; does not decide what is too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from gpupack.errors import Unavailable
+from gpupack.kube.api import Api, ApiError, Gone
+
+log = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+
+PAGE = 500
+SILENCE_SECONDS = 90.0
+"""Bookmarks come about once a minute, so a watch that says nothing for this long is dead."""
+WATCH_SECONDS = 300
+BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+WORTH_A_WARNING = 4
+
+
+class Mirror(Generic[Record]):
+    """One kind, one path. `record` makes the slim value, or None for what is not wanted.
+
+    `stir` is called when a record came, went or differs from the one before; a change that the record does not show (a
+    node's heartbeat) stirs nobody. `run` never returns; cancel it.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        record: Callable[[dict[str, Any]], Record | None],
+        stir: Callable[[], None],
+        *,
+        name: str,
+        label_selector: str = "",
+        silence_seconds: float = SILENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.synced = asyncio.Event()
+        self._api = api
+        self._path = path
+        self._record = record
+        self._stir = stir
+        self._query: dict[str, str | int] = {"labelSelector": label_selector} if label_selector else {}
+        self._silence = silence_seconds
+        self._clock = clock
+        self._current_at = -float("inf")
+        self._held: dict[tuple[str, str], Record] = {}
+        self._sorted: tuple[Record, ...] | None = ()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the API server last said anything about this kind; infinite before the first list."""
+        return self._clock() - self._current_at
+
+    def all(self) -> tuple[Record, ...]:
+        """By namespace and name."""
+        if self._sorted is None:
+            self._sorted = tuple(self._held[key] for key in sorted(self._held))
+        return self._sorted
+
+    def get(self, namespace: str, name: str) -> Record | None:
+        return self._held.get((namespace, name))
+
+    async def run(self) -> None:
+        version: str | None = None
+        failures = 0
+        while True:
+            try:
+                if version is None:
+                    version = await self._list()
+                async for line in self._api.watch(
+                    self._path,
+                    silence_seconds=self._silence,
+                    resourceVersion=version,
+                    allowWatchBookmarks="true",
+                    timeoutSeconds=WATCH_SECONDS,
+                    **self._query,
+                ):
+                    failures = 0
+                    self._current_at = self._clock()
+                    if line:
+                        version = self._take(json.loads(line))
+            except Gone as problem:
+                log.info("%s: listing again, the watch expired: %s", self.name, problem)
+                version = None
+            except Unavailable as problem:
+                if isinstance(problem, ApiError):
+                    version = None  # the server answered, but not to this version: begin anew
+                failures += 1
+                if failures == WORTH_A_WARNING:
+                    log.warning("%s: not followed for now: %s", self.name, problem)
+            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+
+    async def _list(self) -> str:
+        """Replaces everything held. Raises Unavailable; a page that expired half-way is Gone."""
+        held: dict[tuple[str, str], Record] = {}
+        more: dict[str, str | int] = {}
+        while True:
+            page = await self._api.get(self._path, limit=PAGE, **self._query, **more)
+            for item in page.get("items") or ():
+                if (kept := self._read(item)) is not None:
+                    held[_key(item)] = kept
+            if not (token := page["metadata"].get("continue")):
+                break
+            more = {"continue": token}
+        changed = held != self._held or not self.synced.is_set()
+        self._held, self._sorted = held, None
+        self._current_at = self._clock()
+        self.synced.set()
+        if changed:
+            self._stir()
+        return str(page["metadata"]["resourceVersion"])
+
+    def _take(self, event: dict[str, Any]) -> str:
+        """One watch event; returns the version to go on from. Raises Gone or ApiError for the server's own errors."""
+        kind, item = event["type"], event["object"]
+        if kind == "ERROR":
+            code = int(item.get("code", 0))
+            error = Gone if code == 410 else ApiError
+            raise error(code, str(item.get("reason", "")), str(item.get("message", "")))
+        version = str(item["metadata"]["resourceVersion"])
+        if kind != "BOOKMARK":
+            key = _key(item)
+            before = self._held.get(key)
+            after = None if kind == "DELETED" else self._read(item)
+            if after is None:
+                self._held.pop(key, None)
+            else:
+                self._held[key] = after
+            if after != before:
+                self._sorted = None
+                self._stir()
+        return version
+
+    def _read(self, item: dict[str, Any]) -> Record | None:
+        """The record of one object. One that cannot be read is logged and left out, so that it hides no other."""
+        try:
+            return self._record(item)
+        except (KeyError, ValueError, TypeError, AttributeError) as problem:
+            log.error("%s %s cannot be read: %s: %s", self.name, "/".join(_key(item)), type(problem).__name__, problem)
+            return None
+
+
+def _key(item: dict[str, Any]) -> tuple[str, str]:
+    metadata = item["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
