@@ -134,7 +134,7 @@ def module_folder(name: str) -> Path:
 
 
 def read_module_folder(path: Path, name: str) -> ModuleFolder:
-    versions = dict(re.findall(r"^(?:require)?\s*(\S+)\s+(v\S+)", (path / "go.mod").read_text(), re.MULTILINE))
+    versions = dict(re.findall(r"^(?:require)?[ \t]*(\S+)[ \t]+(v\S+)", (path / "go.mod").read_text(), re.MULTILINE))
     described = tomllib.loads((path / "programs.toml").read_text())["program"]
     programs = tuple(
         Program(
@@ -166,12 +166,12 @@ def obtain(
     *,
     environ: Mapping[str, str] = os.environ,
     progress: Progress = to_stderr,
-    mirror: str | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
 ) -> Binaries:
     """Gets every program of the folder, from nearest to dearest; the docstring of the module names the order.
 
-    `mirror` (default: the variable GPUPACK_RELEASE_MIRROR) replaces scheme and host of the release URLs; the digests
-    still decide. Raises Unavailable with all that was tried, and what would help, if a program cannot be had.
+    The variable GPUPACK_RELEASE_MIRROR replaces scheme and host of the release URLs; the digests still decide.
+    Raises Unavailable with all that was tried, and what would help, if a program cannot be had.
     """
     target = this_platform()
     cache = wanted.cache(target, environ)
@@ -180,15 +180,17 @@ def obtain(
     if not missing:
         return Binaries(paths=found)
 
-    cache.mkdir(parents=True, exist_ok=True)
-    with _only_builder(cache, progress), tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as partial:
+    with _only_builder(cache, progress):
         found = _present(wanted, cache) | found  # another process may have brought them while this one waited
         missing = [program for program in wanted.programs if program.name not in found]
-        errand = _Errand(wanted=wanted, target=target, cache=cache, partial=Path(partial), progress=progress)
-        for get in (errand.download, errand.build):
-            done = get(missing, environ, mirror or environ.get("GPUPACK_RELEASE_MIRROR"))
-            found |= done
-            missing = [program for program in missing if program.name not in done]
+        errand = _Errand(
+            wanted=wanted, target=target, cache=cache, environ=environ, progress=progress,
+            connect_seconds=connect_seconds,
+        )  # fmt: skip
+        with errand.workshop():
+            for get in (errand.download, errand.build):
+                found |= get(missing)
+                missing = [program for program in missing if program.name not in found]
     if missing:
         raise Unavailable(_how_to_get(wanted, missing, cache, errand.refusals))
     return Binaries(paths=found)
@@ -214,6 +216,10 @@ def _present(wanted: ModuleFolder, folder: Path | None) -> dict[str, Path]:
 @contextmanager
 def _only_builder(cache: Path, progress: Progress) -> Iterator[None]:
     """Holds the cache's lock; the kernel gives it back if this process dies."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Unavailable(f"cannot keep programs in {cache}: {problem.strerror}") from problem
     with (cache.parent / f"{cache.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,11 +236,26 @@ class _Errand:
     wanted: ModuleFolder
     target: Platform
     cache: Path
-    partial: Path
+    environ: Mapping[str, str]
     progress: Progress
+    connect_seconds: float
     refusals: list[str] = field(default_factory=list)
 
-    def download(self, missing: list[Program], _: Mapping[str, str], mirror: str | None) -> dict[str, Path]:
+    @property
+    def partial(self) -> Path:
+        """Where programs are made, beside where they are kept, so that a rename moves them."""
+        return self.cache / ".partial"
+
+    @contextmanager
+    def workshop(self) -> Iterator[None]:
+        shutil.rmtree(self.partial, ignore_errors=True)  # of one that was killed; the lock is ours now
+        self.partial.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def download(self, missing: list[Program]) -> dict[str, Path]:
         """The releases whose digests are pinned. A server that does not answer is not asked again."""
         digests = {program.name: self.wanted.digests.get(self._url(program)) for program in missing}
         if unpinned := [name for name, digest in digests.items() if digest is None]:
@@ -243,7 +264,7 @@ class _Errand:
         for program in missing:
             if (digest := digests[program.name]) is None:
                 continue
-            url = _through(mirror, self._url(program))
+            url = _through(self.environ, self._url(program))
             try:
                 self.progress(f"downloading {program.name} {program.version}")
                 archive = self._fetch(url, digest)
@@ -262,7 +283,7 @@ class _Errand:
         seen = hashlib.sha256()
         with tempfile.NamedTemporaryFile(dir=self.partial, delete=False) as into:
             try:
-                timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+                timeout = httpx.Timeout(READ_SECONDS, connect=self.connect_seconds)
                 with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as answer:
                     answer.raise_for_status()
                     for chunk in answer.iter_bytes():
@@ -274,12 +295,12 @@ class _Errand:
             raise Unavailable(f"{url}: SHA-256 is {seen.hexdigest()}, pinned is {digest}; thrown away")
         return Path(into.name)
 
-    def build(self, missing: list[Program], environ: Mapping[str, str], _: str | None) -> dict[str, Path]:
+    def build(self, missing: list[Program]) -> dict[str, Path]:
         """With Go, one program after another: Go itself uses all cores, and each that is done is kept."""
         done: dict[str, Path] = {}
         if not missing:
             return done
-        go = shutil.which("go", path=environ.get("PATH")) or shutil.which("go", path="/usr/local/go/bin")
+        go = shutil.which("go", path=self.environ.get("PATH"))
         if go is None:
             self._refuse("Go is not installed: not built")
             return done
@@ -289,7 +310,7 @@ class _Errand:
             output = self.partial / program.name
             command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
             command += ["-ldflags", program.linker_flags(self.target), "-o", str(output), program.package]
-            problem = self._run(command, environ, title, began)
+            problem = self._run(command, title, began)
             if problem:
                 self._refuse(f"{title}: {problem}")
                 break
@@ -297,13 +318,13 @@ class _Errand:
         self.progress(f"built {len(done)} of {len(missing)} in {time.monotonic() - began:.0f} s")
         return done
 
-    def _run(self, command: list[str], environ: Mapping[str, str], title: str, began: float) -> str:
+    def _run(self, command: list[str], title: str, began: float) -> str:
         """The last lines that a failed build wrote; empty if it succeeded."""
         # The user's GOFLAGS or workspace could build something else than what go.sum pins.
         settings = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
         with tempfile.TemporaryFile("w+") as log:
             with subprocess.Popen(
-                command, cwd=self.wanted.path, env={**environ, **settings}, stdin=subprocess.DEVNULL,
+                command, cwd=self.wanted.path, env={**self.environ, **settings}, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             ) as go:  # fmt: skip
                 try:
@@ -331,8 +352,9 @@ class _Errand:
         self.progress(why)
 
 
-def _through(mirror: str | None, url: str) -> str:
-    return url if mirror is None else re.sub(r"^https?://[^/]+", mirror.rstrip("/"), url)
+def _through(environ: Mapping[str, str], url: str) -> str:
+    mirror = environ.get("GPUPACK_RELEASE_MIRROR", "").rstrip("/")
+    return re.sub(r"^https?://[^/]+", mirror, url) if mirror else url
 
 
 def _unpacked(archive: Path, name: str, url: str) -> Path:
@@ -368,7 +390,7 @@ def _how_to_get(wanted: ModuleFolder, missing: list[Program], cache: Path, refus
     ))  # fmt: skip
 
 
-def pin(wanted: ModuleFolder, *, targets: tuple[Platform, ...], mirror: str | None = None) -> str:
+def pin(wanted: ModuleFolder, *, targets: tuple[Platform, ...], environ: Mapping[str, str] = os.environ) -> str:
     """The text of SHA256SUMS that the publishers' own checksum files give today. For a maintainer, who reviews it.
 
     A publisher's file holds either the digest alone or lines of digest and file name. Raises Unavailable.
@@ -381,7 +403,7 @@ def pin(wanted: ModuleFolder, *, targets: tuple[Platform, ...], mirror: str | No
         for target in targets:
             url, checksums = (program.fill(each, target) for each in (program.url, program.checksums))
             try:
-                answer = httpx.get(_through(mirror, checksums), timeout=READ_SECONDS, follow_redirects=True)
+                answer = httpx.get(_through(environ, checksums), timeout=READ_SECONDS, follow_redirects=True)
                 answer.raise_for_status()
             except httpx.HTTPError as problem:
                 raise Unavailable(f"{checksums}: {problem or type(problem).__name__}") from problem
@@ -402,8 +424,7 @@ def main() -> int:
         wanted = helm() if asked.what == "helm" else control_plane()
         if asked.pin:
             targets = (Platform(os="linux", arch="amd64"), Platform(os="linux", arch="arm64"))
-            text = pin(wanted, targets=targets, mirror=os.environ.get("GPUPACK_RELEASE_MIRROR"))
-            (wanted.path / "SHA256SUMS").write_text(text)
+            (wanted.path / "SHA256SUMS").write_text(pin(wanted, targets=targets))
             return 0
         for path in obtain(wanted).paths.values():
             print(path)

@@ -99,9 +99,11 @@ class ControlPlane:
         apiserver_arguments: Sequence[str] = (),
         controller_manager_arguments: Sequence[str] = (),
         scheduler_arguments: Sequence[str] = (),
+        find_ports: Callable[[int], list[int]] | None = None,
     ) -> None:
         self._programs = programs
         self._audit = audit
+        self._find_ports = find_ports or free_ports
         self._more = {
             "kube-apiserver": tuple(apiserver_arguments),
             "kube-controller-manager": tuple(controller_manager_arguments),
@@ -206,7 +208,7 @@ class ControlPlane:
     # How it starts
 
     def _start(self, opening: contextlib.ExitStack) -> None:
-        self._etcd_port, self._etcd_peer_port, self._port = free_ports(3)
+        self._etcd_port, self._etcd_peer_port, self._port = self._find_ports(3)
         self._write_keys()
         self._start_etcd()
         self._start_apiserver()
