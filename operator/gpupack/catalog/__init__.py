@@ -1,0 +1,212 @@
+"""Datasheet figures of GPUs and language models, by name, each row with its source.
+
+Knows published numbers only; what an engine really uses or reaches is `perf`'s business, and what stands on a node is
+read from the cluster. The two TOML files are parsed when first asked for.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpupack.errors import Invalid
+from gpupack.facts.estimate import Source
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.llm import Llm
+from gpupack.units import GB, MIB, Bytes, BytesPerSecond, FlopsPerSecond, Watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmConfig:
+    """The fields of a model's `config.json` that matter to a GPU, in Hugging Face's words.
+
+    A gated MLP (three matrices) and no biases are assumed, as in Llama, Qwen and Mistral: at most 0.1 % of the
+    parameters is missed. None takes `config.json`'s own defaults.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    tie_word_embeddings: bool = False
+
+
+def gpus() -> tuple[GpuKind, ...]:
+    """Every GPU of the catalog, in the order of its file."""
+    return tuple(_gpus().values())
+
+
+def llms() -> tuple[Llm, ...]:
+    """Every language model of the catalog, in the order of its file."""
+    return tuple(_llms().values())
+
+
+def gpu(name: str, field: str = "--gpu") -> GpuKind:
+    """The GPU of that name, in any case. Raises Invalid with the nearest names for any other."""
+    found = _gpu_by_key().get(name.lower())
+    if found is None:
+        raise Invalid(field, f"no GPU {name!r} in the catalog", _nearest(name, [kind.name for kind in gpus()]))
+    return found
+
+
+def llm(name: str, field: str = "--model") -> Llm:
+    """The model of that Hugging Face id or short name, in any case. Raises Invalid with the nearest names."""
+    found = _llm_by_key().get(name.lower())
+    if found is None:
+        names = [alias for known in llms() for alias in (known.name, *known.aliases)]
+        raise Invalid(field, f"no model {name!r} in the catalog", _nearest(name, names) + ", or its config.json fields")
+    return found
+
+
+def gpu_by_product(product_name: str, memory: Bytes | None = None) -> GpuKind | None:
+    """The GPU that a driver, a node label or a ResourceSlice calls so; None if the catalog does not have it.
+
+    Names match by whole words and the longest match wins, so `NVIDIA L40S` is no L4 and `NVIDIA H100 NVL` no H100 of
+    64 GB. Dashes are spaces and GFD's `-SHARED` is dropped, as GFD writes them. A MIG slice is not the GPU it is cut
+    from. `memory` (bytes), where known, must be within a tenth of the catalog's: `NVIDIA H100` alone does not say
+    which.
+    """
+    words = _words(product_name)
+    if "MIG" in words:
+        return None
+    fitting = [
+        (len(name), kind)
+        for name, kind in _products()
+        if words[: len(name)] == name and (kind is None or memory is None or _alike(memory, kind.memory_bytes))
+    ]
+    return max(fitting, key=lambda match: match[0])[1] if fitting else None
+
+
+def llm_from_config(name: str, config: LlmConfig, field: str = "spec.model.config") -> Llm:
+    """A model that the catalog does not have, from its `config.json` fields. Raises Invalid for impossible fields."""
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+    ):
+        if getattr(config, key) < 1:
+            raise Invalid(f"{field}.{key}", f"{getattr(config, key)} is not a size", "give the number of config.json")
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    if config.num_attention_heads % kv_heads:
+        raise Invalid(
+            f"{field}.num_key_value_heads",
+            f"{kv_heads} does not divide num_attention_heads {config.num_attention_heads}",
+            "give the number of config.json",
+        )
+    head_size = config.head_dim or config.hidden_size // config.num_attention_heads
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    attention = 2 * hidden * heads * head_size + 2 * hidden * kv_heads * head_size
+    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
+    return Llm(
+        name=name,
+        layers=config.num_hidden_layers,
+        hidden_size=hidden,
+        intermediate_size=config.intermediate_size,
+        attention_heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        vocabulary=config.vocab_size,
+        parameters=embeddings + config.num_hidden_layers * layer + hidden,
+        max_model_len=config.max_position_embeddings,
+        source=Source.ANALYTIC,
+        provenance="counted from the config.json fields given; gated MLP, no biases",
+    )
+
+
+def _alike(one: Bytes, other: Bytes) -> bool:
+    return abs(one - other) * 10 <= other
+
+
+def _words(product_name: str) -> tuple[str, ...]:
+    return tuple(product_name.upper().removesuffix("-SHARED").replace("-", " ").split())
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name.lower(), [each.lower() for each in known], n=3, cutoff=0.4)
+    spelled = {each.lower(): each for each in known}
+    return "try " + ", ".join(spelled[each] for each in close) if close else "known are " + ", ".join(known)
+
+
+def _table(file: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+
+
+@cache
+def _gpu_table() -> dict[str, Any]:
+    return _table("gpus.toml")
+
+
+@cache
+def _gpus() -> dict[str, GpuKind]:
+    return {row["name"]: _gpu_kind(row) for row in _gpu_table()["gpu"]}
+
+
+@cache
+def _llms() -> dict[str, Llm]:
+    return {row["name"]: _llm(row) for row in _table("llms.toml")["llm"]}
+
+
+@cache
+def _gpu_by_key() -> dict[str, GpuKind]:
+    return {name.lower(): kind for name, kind in _gpus().items()}
+
+
+@cache
+def _llm_by_key() -> dict[str, Llm]:
+    return {alias.lower(): known for known in _llms().values() for alias in (known.name, *known.aliases)}
+
+
+@cache
+def _products() -> tuple[tuple[tuple[str, ...], GpuKind | None], ...]:
+    listed = [(_words(product), kind) for kind in gpus() for product in kind.product_names]
+    unlisted: list[tuple[tuple[str, ...], GpuKind | None]] = [(_words(each), None) for each in _gpu_table()["unlisted"]]
+    return (*listed, *unlisted)
+
+
+def _gpu_kind(row: dict[str, Any]) -> GpuKind:
+    idle = row.get("idle_watts")
+    return GpuKind(
+        name=row["name"],
+        memory_bytes=Bytes(row["memory_mib"] * MIB),
+        dram_bytes_per_second=BytesPerSecond(row["dram_gb_per_second"] * GB),
+        dense_flops_per_second=FlopsPerSecond(row["dense_tflops"] * 1e12),
+        sm_count=row["sm_count"],
+        board_power=Watts(row["board_watts"]),
+        idle_power=None if idle is None else Watts(idle),
+        bfloat16=row["bfloat16"],
+        mig=row["mig"],
+        gpm=row["gpm"],
+        product_names=tuple(row["products"]),
+        source=Source[row["source"].upper()],
+        provenance=row["provenance"],
+    )
+
+
+def _llm(row: dict[str, Any]) -> Llm:
+    return Llm(
+        name=row["name"],
+        aliases=tuple(row["aliases"]),
+        layers=row["layers"],
+        hidden_size=row["hidden_size"],
+        intermediate_size=row["intermediate_size"],
+        attention_heads=row["attention_heads"],
+        kv_heads=row["kv_heads"],
+        head_size=row["head_size"],
+        vocabulary=row["vocabulary"],
+        parameters=row["parameters"],
+        max_model_len=row["max_model_len"],
+        source=Source[row["source"].upper()],
+        provenance=row["provenance"],
+    )
