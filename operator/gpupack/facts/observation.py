@@ -56,6 +56,8 @@ class ReplicaSeen:
     """A pod that carries our labels; they hold everything needed to plan it again after a lost status.
 
     `content_hash` is the label of that name; `deletion_at` is None while nobody asked for its end.
+    `utilization_hundredths` is the `--gpu-memory-utilization` it was started with: what it may hold at most, known even
+    when its serving is gone.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ReplicaSeen:
     restarts: int = 0
     message: str = ""
     predicted: PredictedEffect | None = None
+    utilization_hundredths: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,7 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimSeen:
-    """A ResourceClaim of ours: one per namespace and GPU."""
+    """A ResourceClaim of ours: one per namespace and GPU. `owners` are the uids of the servings that own it."""
 
     namespace: str
     name: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from gpupack.facts.serving import ServingKey, Shape, Sharing
+from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo
 from gpupack.units import Ratio, Seconds
 
 
@@ -60,7 +60,9 @@ class ChosenShape:
     """The advisor's answer for one serving on one GPU kind, kept so that it does not move with every tick.
 
     `inputs` is a digest of what the user declared (model, lengths, SLO, batching, sharing): another digest is another
-    question and is asked at once. `replicas_per_gpu` is R*, the most engines of this shape on one GPU that pay.
+    question and is asked at once. `replicas_per_gpu` is R*, the most engines of this shape on one GPU that pay. `slo` is
+    the promise that the shape was chosen for (the default one, if the user made none), `unreachable` the lowest latency
+    that any shape reaches where none keeps it, `better_since` since when live lengths have asked for another shape.
     """
 
     serving: ServingKey
@@ -70,6 +72,9 @@ class ChosenShape:
     utilization_hundredths: int
     inputs: str
     chosen_at: Seconds
+    slo: Slo | None = None
+    unreachable: Seconds | None = None
+    better_since: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
