@@ -21,6 +21,7 @@ class Cause(StrEnum):
     NOT_FINITE = "NotFinite"
     UNREACHABLE = "Unreachable"
     TOO_SHORT = "TooShort"
+    TOO_COARSE = "TooCoarse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
