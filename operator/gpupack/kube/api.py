@@ -87,10 +87,18 @@ async def configuration_of(kubeconfig: str | None) -> Configuration:
 class Api:
     """Requests to one API server. Used with `async with`, inside a running event loop."""
 
-    def __init__(self, configuration: Configuration, *, on_call: Call = lambda _verb, _code: None) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        on_call: Call = lambda _verb, _code: None,
+        manager: str = FIELD_MANAGER,
+    ) -> None:
+        """`manager` is the user agent, and the field manager of what is written."""
         self._configuration = configuration
+        self._manager = manager
         self._client: Any = ApiClient(configuration)
-        self._client.user_agent = FIELD_MANAGER
+        self._client.user_agent = manager
         self._on_call = on_call
 
     async def __aenter__(self) -> Self:
@@ -106,7 +114,7 @@ class Api:
 
     async def create(self, path: str, body: Json) -> Json:
         """POST to a collection. Raises Conflict if the name is taken."""
-        return await self._ask("POST", path, {"fieldManager": FIELD_MANAGER}, body, "application/json", verb="create")
+        return await self._ask("POST", path, {"fieldManager": self._manager}, body, "application/json", verb="create")
 
     async def apply(self, path: str, body: Json) -> Json:
         """Server-side apply, by force: what gpupack says of its own fields holds.
@@ -114,17 +122,22 @@ class Api:
         `metadata.resourceVersion` and `metadata.uid` in the body are preconditions (Conflict). Without `uid` an object
         that is gone is created anew.
         """
-        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query: dict[str, str | int] = {"fieldManager": self._manager, "force": "true"}
         return await self._ask("PATCH", path, query, body, "application/apply-patch+yaml", verb="apply")
 
     async def merge(self, path: str, body: Json) -> Json:
         """JSON merge patch, for the few fields that another manager owns."""
-        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER}
+        query: dict[str, str | int] = {"fieldManager": self._manager}
         return await self._ask("PATCH", path, query, body, "application/merge-patch+json", verb="patch")
 
-    async def delete(self, path: str, *, uid: str) -> None:
-        """Deletes exactly this object. One that is gone, or was replaced by another of its name, is success."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+    async def delete(self, path: str, *, uid: str, grace_seconds: int | None = None) -> None:
+        """Deletes exactly this object. One that is gone, or was replaced by another of its name, is success.
+
+        `grace_seconds` None is the object's own; 0 is a kubelet's word that a pod has ended.
+        """
+        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
         try:
             await self._ask("DELETE", path, {}, body, "application/json", verb="delete")
         except (NotFound, Conflict):

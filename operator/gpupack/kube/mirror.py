@@ -46,6 +46,7 @@ class Mirror(Generic[Record]):
         *,
         name: str,
         label_selector: str = "",
+        field_selector: str = "",
         silence_seconds: float = SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,7 +56,8 @@ class Mirror(Generic[Record]):
         self._path = path
         self._record = record
         self._stir = stir
-        self._query: dict[str, str | int] = {"labelSelector": label_selector} if label_selector else {}
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        self._query: dict[str, str | int] = {key: text for key, text in selectors.items() if text}
         self._silence = silence_seconds
         self._clock = clock
         self._current_at = -float("inf")
