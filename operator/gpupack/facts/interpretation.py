@@ -1,0 +1,219 @@
+"""From an observation to facts: what is known now, what is not, and what belongs together.
+
+Staleness is judged here, against the observation's own time, and nowhere else: a reading too old, not finite or below
+zero becomes a Missing. Knows how old data may be, not what to do about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.observation import (
+    Cause,
+    ClaimSeen,
+    EngineSeen,
+    EngineWindow,
+    GpuSeen,
+    Measured,
+    Missing,
+    NodeSeen,
+    Observation,
+    Phase,
+    Refused,
+    ReplicaSeen,
+    ServiceSeen,
+)
+from gpupack.facts.placement import Placement, Plan
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import Serving, ServingKey
+from gpupack.units import Seconds
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+Known = float | Missing
+"""A number in its base unit that may be used, or why there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """One engine over one window of `seconds`: rates a second, lengths in tokens, latencies in seconds."""
+
+    seconds: Seconds
+    arrivals: Known
+    finished: Known
+    generation_tokens: Known
+    itl_mean: Known
+    itl_p95: Known
+    ttft_mean: Known
+    ttft_p95: Known
+    input_mean: Known
+    output_mean: Known
+    running_mean: Known
+    waiting_least: Known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What is known of one replica's engine. `windows` are shortest first."""
+
+    running: Known
+    waiting: Known
+    waiting_before: Known
+    kv_blocks: Known
+    windows: tuple[Traffic, ...]
+    peak_arrivals: Known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes."""
+
+    gpu: Gpu
+    node_ready: bool
+    dram_active: Known
+    fb_used: Known
+    foreign: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a decision may know, by name and by place. GPUs are in the order of node and uuid.
+
+    `stale` names mirrors too old to trust: then nothing here may move anything.
+    """
+
+    at: Seconds
+    policy: Policy
+    plan: Plan | None
+    stale: tuple[str, ...]
+    pool_problem: str | None
+    servings: Mapping[ServingKey, Serving]
+    refused: Mapping[ServingKey, Refused]
+    gpus: Mapping[str, GpuFacts]
+    nodes: Mapping[str, NodeSeen]
+    replicas_on: Mapping[str, tuple[ReplicaSeen, ...]]
+    replicas_of: Mapping[ServingKey, tuple[ReplicaSeen, ...]]
+    engines: Mapping[str, EngineFacts]
+    claims_on: Mapping[str, tuple[ClaimSeen, ...]]
+    services: Mapping[ServingKey, ServiceSeen]
+
+    def replica_at(self, placement: Placement) -> ReplicaSeen | None:
+        """The pod that is this placement: compared by content, so that a change of how names are made moves nothing."""
+        for replica in self.replicas_on.get(placement.gpu_uuid, ()):
+            if is_same(replica, placement):
+                return replica
+        return None
+
+
+def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
+    return (
+        replica.slot == placement.slot
+        and replica.serving == placement.serving
+        and replica.gpu_uuid == placement.gpu_uuid
+        and replica.template_hash == placement.template_hash
+        and replica.shape == placement.shape
+        and replica.sharing is placement.sharing
+    )
+
+
+def is_leaving(replica: ReplicaSeen) -> bool:
+    """Somebody asked for its end, or it is out of its Service for that."""
+    return (
+        replica.deletion_at is not None
+        or replica.phase is Phase.STOPPING
+        or (replica.phase is Phase.READY and not replica.in_service)
+    )
+
+
+def interpret(observation: Observation) -> Facts:
+    policy = observation.policy
+    replicas = sorted(observation.replicas, key=lambda each: (each.serving, each.gpu_uuid, each.slot, each.name))
+    foreign: dict[str, list[str]] = defaultdict(list)
+    for holder in observation.holders:
+        foreign[holder.gpu_uuid].append(f"{holder.kind} {holder.name}")
+    claims: dict[str, list[ClaimSeen]] = defaultdict(list)
+    for claim in sorted(observation.claims, key=lambda each: (each.namespace, each.name)):
+        claims[claim.gpu_uuid].append(claim)
+    on: dict[str, list[ReplicaSeen]] = defaultdict(list)
+    of: dict[ServingKey, list[ReplicaSeen]] = defaultdict(list)
+    for replica in replicas:
+        on[replica.gpu_uuid].append(replica)
+        of[replica.serving].append(replica)
+    gpus = sorted(observation.gpus, key=lambda each: (each.gpu.node, each.gpu.uuid))
+    return Facts(
+        at=observation.at,
+        policy=policy,
+        plan=observation.plan,
+        stale=tuple(sorted(observation.stale)),
+        pool_problem=observation.pool_problem,
+        servings={each.key: each for each in sorted(observation.servings, key=lambda each: each.key)},
+        refused={each.key: each for each in sorted(observation.refused, key=lambda each: each.key)},
+        gpus={each.gpu.uuid: _gpu(each, policy, observation.at, foreign) for each in gpus},
+        nodes={each.name: each for each in observation.nodes},
+        replicas_on=_frozen(on),
+        replicas_of=_frozen(of),
+        engines={each.replica: _engine(each, policy, observation.at) for each in observation.engines},
+        claims_on=_frozen(claims),
+        services={each.serving: each for each in observation.services},
+    )
+
+
+def _frozen(groups: Mapping[K, list[V]]) -> dict[K, tuple[V, ...]]:
+    return {key: tuple(values) for key, values in groups.items()}
+
+
+def _gpu(seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]]) -> GpuFacts:
+    limit = policy.dcgm_period * policy.stale_periods
+    return GpuFacts(
+        gpu=seen.gpu,
+        node_ready=seen.node_ready,
+        dram_active=_known(seen.dram_active, at, limit),
+        fb_used=_known(seen.fb_used, at, limit),
+        foreign=tuple(sorted(foreign.get(seen.gpu.uuid, ()))),
+    )
+
+
+def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
+    limit = policy.engine_period * policy.stale_periods
+    return EngineFacts(
+        running=_known(seen.running, at, limit),
+        waiting=_known(seen.waiting, at, limit),
+        waiting_before=_known(seen.waiting_before, at, limit + policy.engine_period),
+        kv_blocks=_known(seen.kv_blocks, at, limit),
+        windows=tuple(_traffic(window, at, limit) for window in seen.windows),
+        peak_arrivals=_known(seen.peak_arrivals, at, limit),
+    )
+
+
+def _traffic(window: EngineWindow, at: Seconds, limit: float) -> Traffic:
+    return Traffic(
+        seconds=window.seconds,
+        arrivals=_known(window.arrivals, at, limit),
+        finished=_known(window.finished, at, limit),
+        generation_tokens=_known(window.generation_tokens, at, limit),
+        itl_mean=_known(window.itl_mean, at, limit),
+        itl_p95=_known(window.itl_p95, at, limit),
+        ttft_mean=_known(window.ttft_mean, at, limit),
+        ttft_p95=_known(window.ttft_p95, at, limit),
+        input_mean=_known(window.input_mean, at, limit),
+        output_mean=_known(window.output_mean, at, limit),
+        running_mean=_known(window.running_mean, at, limit),
+        waiting_least=_known(window.waiting_least, at, limit),
+    )
+
+
+def _known(measured: Measured, at: Seconds, limit: float) -> Known:
+    """The value if it may be used at `at`; older than `limit` seconds is stale, below zero is no measurement."""
+    if isinstance(measured, Missing):
+        return measured
+    if not math.isfinite(measured.value) or measured.value < 0:
+        return Missing(cause=Cause.NOT_FINITE, origin=measured.origin)
+    if at - measured.at > limit:
+        return Missing(cause=Cause.STALE, origin=measured.origin)
+    return measured.value
