@@ -27,11 +27,15 @@ class Placement:
 
     @property
     def content_hash(self) -> str:
-        """Ten hex digits over the shape, the sharing and the pod template: another image is another name."""
+        """Ten hex digits over serving, shape, sharing and pod template: another image is another name.
+
+        The serving is in it because a long name is cut off in the pod's.
+        """
         shape = self.shape
         text = "|".join(
             str(part)
             for part in (
+                self.serving,
                 shape.max_num_seqs,
                 shape.kv_cache_memory_bytes,
                 shape.max_num_batched_tokens,
@@ -51,8 +55,8 @@ class Placement:
 
 
 def gpu_hash(uuid: str) -> str:
-    """Six hex digits that stand for a GPU in names."""
-    return hashlib.sha256(uuid.encode()).hexdigest()[:6]
+    """Ten hex digits that stand for a GPU in names: two of 512 GPUs share them once in eight million pools."""
+    return hashlib.sha256(uuid.encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,9 +124,10 @@ class ProfilePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Measured points of a model on one GPU kind, with the lengths they were measured at."""
+    """Measured points of a model on one GPU kind, with the lengths they were measured at. `model` is its name."""
 
     name: str
+    model: str = ""
     gpu_kind: str
     engine_version: str
     lengths: Lengths

@@ -1,0 +1,150 @@
+"""gpupack's own children as they stand in the cluster: pods to replicas, claims, Services, budgets.
+
+Labels and annotations hold everything that a plan needs, so that a lost status is rebuilt from here. What is not ours
+is None. Knows how a child says it (manifests.py wrote it), not whether it is as it should be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gpupack.facts.engine_args import PORT
+from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen
+from gpupack.facts.placement import PredictedEffect
+from gpupack.facts.serving import ServingKey, Sharing
+from gpupack.kube import labels
+from gpupack.kube.pool_resource import shape_of
+from gpupack.kube.times import seconds_of
+from gpupack.units import Ratio, Seconds
+
+
+def replica_of(pod: Mapping[str, Any]) -> ReplicaSeen | None:
+    """A pod of ours as a replica; None for any other. Raises KeyError or ValueError if its marks were changed."""
+    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    marks, notes = metadata.get("labels", {}), metadata.get("annotations", {})
+    if labels.SERVING not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
+        return None
+    address = status.get("podIP")
+    containers = status.get("containerStatuses", ())
+    return ReplicaSeen(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        serving=ServingKey(namespace=metadata["namespace"], name=marks[labels.SERVING]),
+        gpu_uuid=marks[labels.GPU],
+        slot=int(marks[labels.SLOT]),
+        sharing=Sharing(notes[labels.SHARING]),
+        shape=shape_of(json.loads(notes[labels.SHAPE])),
+        template_hash=marks[labels.TEMPLATE],
+        content_hash=marks[labels.SHAPE],
+        phase=_phase(metadata, spec, status),
+        created_at=seconds_of(metadata["creationTimestamp"]),
+        ready_at=_ready_at(status),
+        deletion_at=_asked_to_stop_at(metadata),
+        in_service=marks.get(labels.IN_SERVICE) == labels.TRUE,
+        address=None if address is None else f"{address}:{PORT}",
+        restarts=max((each.get("restartCount", 0) for each in containers), default=0),
+        message=_message(status),
+        predicted=_predicted(notes.get(labels.PREDICTED)),
+        utilization_hundredths=int(notes[labels.UTILIZATION]),
+    )
+
+
+def pool_of_child(child: Mapping[str, Any]) -> str | None:
+    """The pool whose task made this child; None if gpupack did not make it."""
+    marks: Mapping[str, str] = child["metadata"].get("labels", {})
+    return marks.get(labels.POOL) if marks.get(labels.MANAGER) == labels.MANAGED_BY else None
+
+
+def claim_of(claim: Mapping[str, Any]) -> ClaimSeen | None:
+    """A ResourceClaim of ours; None for any other."""
+    metadata = claim["metadata"]
+    marks = metadata.get("labels", {})
+    if labels.GPU not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
+        return None
+    return ClaimSeen(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        gpu_uuid=marks[labels.GPU],
+        sharing=Sharing(marks[labels.SHARING]),
+        owners=tuple(sorted(owner["uid"] for owner in metadata.get("ownerReferences", ()))),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def serving_of_child(child: Mapping[str, Any]) -> ServingKey | None:
+    """Which serving a Service or a PodDisruptionBudget of ours belongs to; None for any other."""
+    metadata = child["metadata"]
+    marks = metadata.get("labels", {})
+    if labels.SERVING not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
+        return None
+    return ServingKey(namespace=metadata["namespace"], name=marks[labels.SERVING])
+
+
+def min_available_of(budget: Mapping[str, Any]) -> int | None:
+    """The budget's integer; None where somebody wrote a percentage instead."""
+    least = budget["spec"].get("minAvailable")
+    return least if isinstance(least, int) else None
+
+
+def _phase(metadata: Mapping[str, Any], spec: Mapping[str, Any], status: Mapping[str, Any]) -> Phase:
+    if "deletionTimestamp" in metadata:
+        return Phase.STOPPING
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return Phase.FAILED
+    if "nodeName" not in spec:
+        return Phase.PENDING
+    return Phase.READY if _ready_at(status) is not None else Phase.STARTING
+
+
+def _ready_at(status: Mapping[str, Any]) -> Seconds | None:
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "Ready" and condition["status"] == "True":
+            return seconds_of(condition["lastTransitionTime"])
+    return None
+
+
+def _asked_to_stop_at(metadata: Mapping[str, Any]) -> Seconds | None:
+    """`deletionTimestamp` is when the grace ends; it was asked for that much earlier."""
+    if "deletionTimestamp" not in metadata:
+        return None
+    return Seconds(seconds_of(metadata["deletionTimestamp"]) - metadata.get("deletionGracePeriodSeconds", 0))
+
+
+def _message(status: Mapping[str, Any]) -> str:
+    """Why it is not ready, in Kubernetes' own words: the scheduler's, the kubelet's or the container's last end."""
+    if said := status.get("message"):
+        return str(said)
+    for container in status.get("containerStatuses", ()):
+        for state in (container.get("state", {}), container.get("lastState", {})):
+            for how in ("waiting", "terminated"):
+                if how in state:
+                    reason, message = state[how].get("reason", ""), state[how].get("message", "")
+                    return f"{reason}: {message}" if message else str(reason)
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message", ""))
+    return ""
+
+
+def _predicted(text: str | None) -> PredictedEffect | None:
+    if text is None:
+        return None
+    fields = json.loads(text)
+    return PredictedEffect(
+        tokens_per_second_before=fields["tokensPerSecondBefore"],
+        tokens_per_second_after=fields["tokensPerSecondAfter"],
+        saturation_after=Ratio(fields["saturationAfter"]),
+        itl_after=Seconds(fields["itlAfterSeconds"]),
+    )
+
+
+def predicted_to_dict(predicted: PredictedEffect) -> dict[str, float]:
+    return {
+        "tokensPerSecondBefore": predicted.tokens_per_second_before,
+        "tokensPerSecondAfter": predicted.tokens_per_second_after,
+        "saturationAfter": predicted.saturation_after,
+        "itlAfterSeconds": predicted.itl_after,
+    }

@@ -1,0 +1,38 @@
+"""Names that gpupack writes into the cluster: the group, the labels and annotations of its children.
+
+Labels are for selecting, annotations for rebuilding a plan whose status was lost. Only names, no meaning.
+"""
+
+from __future__ import annotations
+
+GROUP = "gpupack.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+MANAGED_BY = "gpupack"
+
+NAME = "app.kubernetes.io/name"
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
+PART_OF = "app.kubernetes.io/part-of"
+MANAGER = "app.kubernetes.io/managed-by"
+
+POOL = f"{GROUP}/pool"
+SERVING = f"{GROUP}/serving"
+GPU = f"{GROUP}/gpu"
+SLOT = f"{GROUP}/slot"
+SHAPE = f"{GROUP}/shape"
+"""The placement's content hash on the label, the shape itself as JSON on the annotation of the same name."""
+TEMPLATE = f"{GROUP}/template"
+SHARING = f"{GROUP}/sharing"
+IN_SERVICE = f"{GROUP}/in-service"
+"""`true` while the Service may send requests; part of the Service's selector."""
+
+ENGINE_ARGUMENTS = f"{GROUP}/engine-arguments"
+PREDICTED = f"{GROUP}/predicted"
+UTILIZATION = f"{GROUP}/gpu-memory-utilization-percent"
+
+DRIVER = "gpu.nvidia.com"
+DEVICE_CLASS = "gpu.nvidia.com"
+EXTENDED_RESOURCES = "nvidia.com/"
+
+TRUE, FALSE = "true", "false"

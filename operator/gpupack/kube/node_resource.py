@@ -1,0 +1,253 @@
+"""What stands in the cluster besides gpupack's own: GPUs in ResourceSlices, nodes, and who else holds a GPU.
+
+Every function takes one object and gives a slim record, so that a mirror can keep records instead of objects; the last
+two put records together. Knows the DRA driver's attribute names, not the catalog: looking a product up is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpupack.facts.gpu import Gpu, GpuKind
+from gpupack.facts.observation import Holder, NodeSeen
+from gpupack.kube import labels
+from gpupack.kube.quantities import number_of
+from gpupack.units import Bytes, parse_bytes
+
+GpuByProduct = Callable[[str, Bytes | None], GpuKind | None]
+"""A GPU kind by the driver's product name and, where it is published, the device's memory; None if it is unknown."""
+
+BLOCKING_TAINTS = ("NoSchedule", "NoExecute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One whole GPU as its driver publishes it. `taint` is the first one that keeps new pods away, or None."""
+
+    name: str
+    uuid: str
+    product: str
+    memory: Bytes | None
+    taint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceSeen:
+    """One ResourceSlice of the NVIDIA driver. Only the slices of a pool's newest generation count."""
+
+    pool: str
+    generation: int
+    node: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedDevice:
+    """A GPU with the name by which claims refer to it: pool and device."""
+
+    gpu: Gpu
+    pool: str
+    taint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """`cpu_cores` is what pods may have of it in all."""
+
+    name: str
+    ready: bool
+    labels: Mapping[str, str]
+    cpu_cores: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignPod:
+    """A pod that is not ours and has a node. `extended` is the GPU resource it asks a device plugin for, or None."""
+
+    namespace: str
+    name: str
+    node: str
+    cpu_cores: float
+    extended: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignClaim:
+    """An allocated ResourceClaim that is not ours, with its devices of the NVIDIA driver as (pool, device)."""
+
+    namespace: str
+    name: str
+    devices: tuple[tuple[str, str], ...]
+
+
+def slice_of(resource_slice: Mapping[str, Any]) -> SliceSeen | None:
+    """A slice of the NVIDIA driver that belongs to one node; None for any other. MIG devices are left out."""
+    spec = resource_slice["spec"]
+    if spec["driver"] != labels.DRIVER or "nodeName" not in spec:
+        return None
+    return SliceSeen(
+        pool=spec["pool"]["name"],
+        generation=spec["pool"]["generation"],
+        node=spec["nodeName"],
+        devices=tuple(device for each in spec.get("devices", ()) if (device := _device(each)) is not None),
+    )
+
+
+def node_of(node: Mapping[str, Any]) -> NodeRecord:
+    status = node.get("status", {})
+    conditions = {each["type"]: each["status"] for each in status.get("conditions", ())}
+    return NodeRecord(
+        name=node["metadata"]["name"],
+        ready=conditions.get("Ready") == "True",
+        labels=node["metadata"].get("labels", {}),
+        cpu_cores=number_of(status.get("allocatable", {}).get("cpu", "0")),
+    )
+
+
+def foreign_pod_of(pod: Mapping[str, Any]) -> ForeignPod | None:
+    """None for ours, for those without a node, and for those that have ended and hold nothing.
+
+    A pod whose extended resource is served by DRA has a claim of its own, which names the device; that one counts.
+    """
+    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    ours = metadata.get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY
+    if ours or "nodeName" not in spec or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    return ForeignPod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        node=spec["nodeName"],
+        cpu_cores=_cpu_cores(spec),
+        extended=None if "extendedResourceClaimStatus" in status else _extended(spec),
+    )
+
+
+def foreign_claim_of(claim: Mapping[str, Any]) -> ForeignClaim | None:
+    """None for ours, and for those that hold no NVIDIA GPU (not allocated, another driver, admin access)."""
+    metadata = claim["metadata"]
+    if metadata.get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY:
+        return None
+    results = claim.get("status", {}).get("allocation", {}).get("devices", {}).get("results", ())
+    devices = tuple(
+        (each["pool"], each["device"])
+        for each in results
+        if each["driver"] == labels.DRIVER and not each.get("adminAccess", False)
+    )
+    if not devices:
+        return None
+    return ForeignClaim(namespace=metadata["namespace"], name=metadata["name"], devices=devices)
+
+
+def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[PlacedDevice, ...]:
+    """GPUs of the catalog by node and name. Products that it does not have are left out (`unknown_products`)."""
+    placed = []
+    for each in _newest(slices):
+        for device in each.devices:
+            if (kind := gpu_by_product(device.product, device.memory)) is not None:
+                gpu = Gpu(uuid=device.uuid, node=each.node, device_name=device.name, kind=kind)
+                placed.append(PlacedDevice(gpu=gpu, pool=each.pool, taint=device.taint))
+    return tuple(sorted(placed, key=lambda device: (device.gpu.node, device.gpu.device_name)))
+
+
+def unknown_products(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[str, ...]:
+    """Product names that stand in the cluster and not in the catalog."""
+    devices = (device for each in _newest(slices) for device in each.devices)
+    return tuple(sorted({each.product for each in devices if gpu_by_product(each.product, each.memory) is None}))
+
+
+def holders_of(
+    devices: Iterable[PlacedDevice], claims: Iterable[ForeignClaim], pods: Iterable[ForeignPod]
+) -> tuple[Holder, ...]:
+    """Who else is on which GPU, by GPU and name.
+
+    A device plugin's pod does not say which GPU it has, so it holds every GPU of its node. A tainted device is held by
+    its taint: the scheduler would still let further pods of an allocated claim onto it.
+    """
+    devices = tuple(devices)
+    by_name = {(device.pool, device.gpu.device_name): device.gpu.uuid for device in devices}
+    held = {
+        Holder(gpu_uuid=by_name[device], kind="ResourceClaim", name=f"{claim.namespace}/{claim.name}")
+        for claim in claims
+        for device in claim.devices
+        if device in by_name
+    }
+    on_node: dict[str, list[str]] = {}
+    for device in devices:
+        on_node.setdefault(device.gpu.node, []).append(device.gpu.uuid)
+        if device.taint is not None:
+            held.add(Holder(gpu_uuid=device.gpu.uuid, kind="DeviceTaint", name=device.taint))
+    for pod in pods:
+        if pod.extended is not None:
+            name = f"{pod.namespace}/{pod.name}"
+            held.update(Holder(gpu_uuid=uuid, kind="Pod", name=name) for uuid in on_node.get(pod.node, ()))
+    return tuple(sorted(held, key=lambda holder: (holder.gpu_uuid, holder.kind, holder.name)))
+
+
+def nodes_of(nodes: Iterable[NodeRecord], pods: Iterable[ForeignPod]) -> tuple[NodeSeen, ...]:
+    """Nodes with the cores that pods of others request of them."""
+    cores: dict[str, float] = {}
+    for pod in pods:
+        cores[pod.node] = cores.get(pod.node, 0.0) + pod.cpu_cores
+    return tuple(
+        NodeSeen(
+            name=node.name, ready=node.ready, cpu_cores=node.cpu_cores, cpu_cores_of_others=cores.get(node.name, 0.0)
+        )
+        for node in nodes
+    )
+
+
+def _newest(slices: Iterable[SliceSeen]) -> list[SliceSeen]:
+    slices = tuple(slices)
+    newest: dict[str, int] = {}
+    for each in slices:
+        newest[each.pool] = max(each.generation, newest.get(each.pool, 0))
+    return [each for each in slices if each.generation == newest[each.pool]]
+
+
+def _device(device: Mapping[str, Any]) -> Device | None:
+    attributes = {name.removeprefix(f"{labels.DRIVER}/"): value for name, value in device.get("attributes", {}).items()}
+    if attributes.get("type", {}).get("string", "gpu") != "gpu" or "uuid" not in attributes:
+        return None
+    capacity = {name.removeprefix(f"{labels.DRIVER}/"): value for name, value in device.get("capacity", {}).items()}
+    memory = capacity.get("memory", {}).get("value")
+    return Device(
+        name=device["name"],
+        uuid=attributes["uuid"]["string"],
+        product=attributes.get("productName", {}).get("string", ""),
+        memory=None if memory is None else parse_bytes(memory),
+        taint=_taint(device.get("taints", ())),
+    )
+
+
+def _taint(taints: Iterable[Mapping[str, str]]) -> str | None:
+    for taint in taints:
+        if taint["effect"] in BLOCKING_TAINTS:
+            return f"{taint['key']}={taint.get('value', '')}:{taint['effect']}"
+    return None
+
+
+def _cpu_cores(spec: Mapping[str, Any]) -> float:
+    """What the scheduler counts: containers and restartable init containers together, or the largest init container."""
+    running, starting = 0.0, 0.0
+    for container in spec.get("initContainers", ()):
+        cores = _requested(container, "cpu")
+        if container.get("restartPolicy") == "Always":
+            running += cores
+        else:
+            starting = max(starting, running + cores)
+    running += sum(_requested(container, "cpu") for container in spec["containers"])
+    return max(running, starting) + number_of(spec.get("overhead", {}).get("cpu", "0"))
+
+
+def _requested(container: Mapping[str, Any], resource: str) -> float:
+    return number_of(container.get("resources", {}).get("requests", {}).get(resource, "0"))
+
+
+def _extended(spec: Mapping[str, Any]) -> str | None:
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        for resource in container.get("resources", {}).get("limits", {}):
+            if resource.startswith(labels.EXTENDED_RESOURCES):
+                return str(resource)
+    return None

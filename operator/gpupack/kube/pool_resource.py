@@ -1,0 +1,325 @@
+"""GpuPool: its dict to a policy and to what the pool may use, the plan in its status, and its status to a dict.
+
+The plan read back equals the plan written, but for parts of a microsecond in its times; order is kept. The schema has
+no floats: numbers that are not whole are written as text that reads back as the same float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.placement import ChosenShape, Placement, Plan, Record, Withdrawn
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
+from gpupack.kube.conditions import conditions_to_list
+from gpupack.kube.times import rfc3339_micro, seconds_of
+from gpupack.plan import PoolStatus
+from gpupack.units import Bytes, Ratio, Seconds, parse_bytes, ratio_from_percent
+
+_DEFAULT = Policy()
+GPUS_LIMIT = 512
+DCGM_PORT = 9400
+DCGM_POD_LABELS = (
+    (("app.kubernetes.io/name", "dcgm-exporter"),),
+    (("app", "nvidia-dcgm-exporter"),),
+)
+"""Both generations of dcgm-exporter's pod labels: its own chart's and the GPU operator's."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DcgmSource:
+    """Which pods are dcgm-exporters: in `namespace` (None: any), with all labels of one of the selectors, at `port`."""
+
+    namespace: str | None
+    pod_labels: tuple[Labels, ...]
+    port: int
+
+    def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        if self.namespace not in (None, namespace):
+            return False
+        return any(all(labels.get(key) == value for key, value in selector) for selector in self.pod_labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolResource:
+    """A GpuPool as read. Empty `gpu_products` and `gpu_uuids` allow every GPU; `plan` is None where there is none."""
+
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    created_at: Seconds
+    policy: Policy
+    node_selector: Labels
+    gpu_products: tuple[str, ...]
+    gpu_uuids: tuple[str, ...]
+    dcgm: DcgmSource
+    plan: Plan | None
+    status: Mapping[str, Any]
+
+    def selects(self, gpu: Gpu, node_labels: Mapping[str, str]) -> bool:
+        """Whether this pool may use the GPU. `maxGpus` is not looked at: which of the GPUs is a decision."""
+        return (
+            all(node_labels.get(key) == value for key, value in self.node_selector)
+            and (not self.gpu_products or gpu.kind.name in self.gpu_products)
+            and (not self.gpu_uuids or gpu.uuid in self.gpu_uuids)
+        )
+
+
+def pool_resource(obj: Mapping[str, Any]) -> PoolResource:
+    """A GpuPool that passed its CRD. Raises KeyError or ValueError for what the CRD cannot have let through.
+
+    A plan that cannot be read counts as lost: it is built anew from the pods.
+    """
+    metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
+    dcgm = spec.get("metrics", {}).get("dcgm", {})
+    selectors = tuple(_labels(each["matchLabels"]) for each in dcgm.get("podSelectors", ()))
+    return PoolResource(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+        created_at=seconds_of(metadata["creationTimestamp"]),
+        policy=policy_of(spec),
+        node_selector=_labels(spec.get("nodeSelector", {})),
+        gpu_products=tuple(spec.get("gpuProducts", ())),
+        gpu_uuids=tuple(spec.get("gpuUuids", ())),
+        dcgm=DcgmSource(
+            namespace=dcgm.get("namespace"), pod_labels=selectors or DCGM_POD_LABELS, port=dcgm.get("port", DCGM_PORT)
+        ),
+        plan=plan_of(status),
+        status=status,
+    )
+
+
+def policy_of(spec: Mapping[str, Any]) -> Policy:
+    limits, times, metrics = spec.get("limits", {}), spec.get("times", {}), spec.get("metrics", {})
+
+    def ratio(field: str, default: Ratio) -> Ratio:
+        return ratio_from_percent(limits[field]) if field in limits else default
+
+    def seconds(fields: Mapping[str, Any], field: str, default: Seconds) -> Seconds:
+        return Seconds(float(fields[field])) if field in fields else default
+
+    return Policy(
+        sharing=frozenset(Sharing(each) for each in spec["sharing"]) if "sharing" in spec else _DEFAULT.sharing,
+        max_gpus=spec.get("maxGpus", GPUS_LIMIT),
+        gpu_reserve=parse_bytes(str(limits["gpuReserve"])) if "gpuReserve" in limits else _DEFAULT.gpu_reserve,
+        saturation_ceiling=ratio("saturationCeilingPercent", _DEFAULT.saturation_ceiling),
+        unmeasured_saturation_ceiling=ratio(
+            "unmeasuredSaturationCeilingPercent", _DEFAULT.unmeasured_saturation_ceiling
+        ),
+        least_marginal_gain=ratio("leastMarginalGainPercent", _DEFAULT.least_marginal_gain),
+        target_utilization=ratio("targetUtilizationPercent", _DEFAULT.target_utilization),
+        kv_safety=ratio("kvSafetyPercent", _DEFAULT.kv_safety),
+        warmup=seconds(times, "warmupSeconds", _DEFAULT.warmup),
+        window=seconds(times, "windowSeconds", _DEFAULT.window),
+        min_window_requests=times.get("minWindowRequests", _DEFAULT.min_window_requests),
+        rate_windows=tuple(Seconds(float(each)) for each in times.get("rateWindowsSeconds", _DEFAULT.rate_windows)),
+        scale_down_delay=seconds(times, "scaleDownDelaySeconds", _DEFAULT.scale_down_delay),
+        pending_deadline=seconds(times, "pendingDeadlineSeconds", _DEFAULT.pending_deadline),
+        tick=seconds(times, "tickSeconds", _DEFAULT.tick),
+        dcgm_period=seconds(metrics.get("dcgm", {}), "periodSeconds", _DEFAULT.dcgm_period),
+        engine_period=seconds(metrics, "enginePeriodSeconds", _DEFAULT.engine_period),
+    )
+
+
+def plan_of(status: Mapping[str, Any]) -> Plan | None:
+    """The plan of a pool's status; None if there is none or it cannot be read."""
+    written = status.get("plan")
+    if written is None:
+        return None
+    try:
+        return _plan(written)
+    except (KeyError, ValueError, IndexError, TypeError):
+        return None
+
+
+def plan_to_status(plan: Plan) -> dict[str, Any]:
+    """`status.plan`. Engines that are alike are written once and named by their index, or 512 GPUs would be too many
+    bytes for one object."""
+    engines: dict[tuple[ServingKey, Sharing, Shape, str], int] = {}
+    placements = []
+    for each in plan.placements:
+        alike = (each.serving, each.sharing, each.shape, each.template_hash)
+        index = engines.setdefault(alike, len(engines))
+        placements.append(
+            {"engine": index, "gpu": each.gpu_uuid, "slot": each.slot, "plannedAt": rfc3339_micro(each.planned_at)}
+        )
+    return {
+        "engines": [
+            {
+                "serving": str(serving), "sharing": sharing.value, "shape": shape_to_dict(shape),
+                "templateHash": template,
+            }
+            for serving, sharing, shape, template in engines
+        ],
+        "placements": placements,
+        "shapes": [_chosen_to_dict(each) for each in plan.shapes],
+        "records": [_record_to_dict(each) for each in plan.records],
+        "withdrawn": [
+            {"serving": str(each.serving), "gpu": each.gpu_uuid, "until": rfc3339_micro(each.until)}
+            for each in plan.withdrawn
+        ],
+    }  # fmt: skip
+
+
+def pool_status_to_dict(
+    status: PoolStatus, previous: Iterable[Mapping[str, Any]], *, now: Seconds, generation: int
+) -> dict[str, Any]:
+    """The whole `status`; `previous` are the conditions that stand there now."""
+    return {
+        "observedGeneration": generation,
+        "gpus": status.gpus,
+        "gpusInUse": status.gpus_in_use,
+        "replicas": status.replicas,
+        "plan": plan_to_status(status.plan),
+        "conditions": conditions_to_list(status.conditions, previous, now=now, generation=generation),
+    }
+
+
+def shape_to_dict(shape: Shape) -> dict[str, Any]:
+    return {
+        "maxNumSeqs": shape.max_num_seqs,
+        "kvCacheMemoryBytes": int(shape.kv_cache_memory_bytes),
+        "maxNumBatchedTokens": shape.max_num_batched_tokens,
+        "maxModelLen": shape.max_model_len,
+        "chunkedPrefill": shape.chunked_prefill,
+    }
+
+
+def shape_of(fields: Mapping[str, Any]) -> Shape:
+    return Shape(
+        max_num_seqs=fields["maxNumSeqs"],
+        kv_cache_memory_bytes=Bytes(fields["kvCacheMemoryBytes"]),
+        max_num_batched_tokens=fields["maxNumBatchedTokens"],
+        max_model_len=fields["maxModelLen"],
+        chunked_prefill=fields["chunkedPrefill"],
+    )
+
+
+def serving_key_of(text: str) -> ServingKey:
+    """`namespace/name`. Raises ValueError for anything else."""
+    namespace, name = text.split("/")
+    return ServingKey(namespace=namespace, name=name)
+
+
+def _plan(written: Mapping[str, Any]) -> Plan:
+    engines = written["engines"]
+    return Plan(
+        placements=tuple(_placement(each, engines[each["engine"]]) for each in written["placements"]),
+        shapes=tuple(_chosen(each) for each in written["shapes"]),
+        records=tuple(_record(each) for each in written["records"]),
+        withdrawn=tuple(
+            Withdrawn(
+                serving=serving_key_of(each["serving"]), gpu_uuid=each["gpu"], until=seconds_of(each["until"])
+            )
+            for each in written["withdrawn"]
+        ),
+    )  # fmt: skip
+
+
+def _placement(fields: Mapping[str, Any], engine: Mapping[str, Any]) -> Placement:
+    return Placement(
+        serving=serving_key_of(engine["serving"]),
+        gpu_uuid=fields["gpu"],
+        slot=fields["slot"],
+        sharing=Sharing(engine["sharing"]),
+        shape=shape_of(engine["shape"]),
+        template_hash=engine["templateHash"],
+        planned_at=seconds_of(fields["plannedAt"]),
+    )
+
+
+def _chosen(fields: Mapping[str, Any]) -> ChosenShape:
+    return ChosenShape(
+        serving=serving_key_of(fields["serving"]),
+        gpu_kind=fields["gpuKind"],
+        shape=shape_of(fields["shape"]),
+        replicas_per_gpu=fields["replicasPerGpu"],
+        utilization_hundredths=fields["gpuMemoryUtilizationPercent"],
+        inputs=fields["inputs"],
+        chosen_at=seconds_of(fields["chosenAt"]),
+        slo=_slo(fields["slo"]) if "slo" in fields else None,
+        unreachable=_seconds(fields.get("unreachableSeconds")),
+        better_since=seconds_of(fields["betterSince"]) if "betterSince" in fields else None,
+    )
+
+
+def _chosen_to_dict(chosen: ChosenShape) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "serving": str(chosen.serving),
+        "gpuKind": chosen.gpu_kind,
+        "shape": shape_to_dict(chosen.shape),
+        "replicasPerGpu": chosen.replicas_per_gpu,
+        "gpuMemoryUtilizationPercent": chosen.utilization_hundredths,
+        "inputs": chosen.inputs,
+        "chosenAt": rfc3339_micro(chosen.chosen_at),
+    }
+    if chosen.slo is not None:
+        fields["slo"] = _slo_to_dict(chosen.slo)
+    if chosen.unreachable is not None:
+        fields["unreachableSeconds"] = repr(chosen.unreachable)
+    if chosen.better_since is not None:
+        fields["betterSince"] = rfc3339_micro(chosen.better_since)
+    return fields
+
+
+def _slo_to_dict(slo: Slo) -> dict[str, Any]:
+    latencies = {"itlSeconds": slo.itl, "ttftSeconds": slo.ttft}
+    written = {name: repr(value) for name, value in latencies.items() if value is not None}
+    return {**written, "statistic": slo.statistic.value, "assumed": slo.assumed}
+
+
+def _slo(fields: Mapping[str, Any]) -> Slo:
+    return Slo(
+        itl=_seconds(fields.get("itlSeconds")),
+        ttft=_seconds(fields.get("ttftSeconds")),
+        statistic=Statistic(fields["statistic"]),
+        assumed=fields["assumed"],
+    )
+
+
+def _seconds(text: str | None) -> Seconds | None:
+    return None if text is None else Seconds(float(text))
+
+
+def _record(fields: Mapping[str, Any]) -> Record:
+    return Record(
+        serving=serving_key_of(fields["serving"]),
+        reason=fields["reason"],
+        subject=fields["subject"],
+        observed=float(fields["observed"]),
+        limit=float(fields["limit"]),
+        unit=fields["unit"],
+        at_least=fields["atLeast"],
+        wanted=fields["wanted"],
+        planned=fields["planned"],
+        message=fields["message"],
+        at=seconds_of(fields["at"]),
+    )
+
+
+def _record_to_dict(record: Record) -> dict[str, Any]:
+    return {
+        "serving": str(record.serving),
+        "reason": record.reason,
+        "subject": record.subject,
+        "observed": repr(record.observed),
+        "limit": repr(record.limit),
+        "unit": record.unit,
+        "atLeast": record.at_least,
+        "wanted": record.wanted,
+        "planned": record.planned,
+        "message": record.message,
+        "at": rfc3339_micro(record.at),
+    }
+
+
+def _labels(fields: Mapping[str, str]) -> Labels:
+    return tuple(sorted(fields.items()))

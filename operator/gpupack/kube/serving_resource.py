@@ -1,0 +1,330 @@
+"""ModelServing: its dict to nouns, and its status to a dict.
+
+Knows the API's camelCase and the rules that CEL cannot check (the catalog, another object). Does not know Kubernetes'
+client, and what a serving should run as is `decide`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from gpupack.errors import Invalid
+from gpupack.facts.llm import Dtype, Llm
+from gpupack.facts.observation import Refused
+from gpupack.facts.serving import (
+    Batching,
+    Lengths,
+    Mode,
+    Profile,
+    Scaling,
+    ScalingMode,
+    Serving,
+    ServingKey,
+    SharingWish,
+    Slo,
+    Statistic,
+)
+from gpupack.kube.conditions import conditions_to_list
+from gpupack.kube.quantities import number_of
+from gpupack.kube.times import rfc3339, seconds_of
+from gpupack.plan import ServingStatus
+from gpupack.units import PerSecond, Seconds, ratio_from_percent, seconds_from_milliseconds
+
+LlmOf = Callable[[str, Mapping[str, int] | None], Llm]
+"""A model by name, or by the fields of its config.json (in its own words). Raises Invalid."""
+ProfileOf = Callable[[str, str], Profile | None]
+"""A ModelProfile by namespace and name. Raises Invalid for one that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRef:
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTemplate:
+    """Everything of an engine's pod that is not the shape. `pod` is `spec.engine.podTemplate` as it was written.
+
+    `memory` is host memory. `hash` stands for all of it: another image, argument or toleration is another hash.
+    """
+
+    model: str
+    revision: str | None
+    dtype: Dtype
+    token_secret: SecretRef | None
+    image: str
+    version: str
+    args: tuple[str, ...]
+    cpu_cores: int
+    memory: str
+    api_key_secret: SecretRef | None
+    pod: Mapping[str, Any]
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingResource:
+    """A ModelServing as read. `serving` has no profile yet: that is another object (`serving_of`)."""
+
+    key: ServingKey
+    uid: str
+    generation: int
+    resource_version: str
+    deleting: bool
+    pool: str
+    profile_name: str | None
+    serving: Serving | Refused
+    template: EngineTemplate
+    status: Mapping[str, Any]
+
+
+DEFAULT_IMAGE = "vllm/vllm-openai:v0.33.0"
+DEFAULT_VERSION = "0.33.0"
+DEFAULT_CPU_CORES = 2
+DEFAULT_MEMORY = "8Gi"
+DEFAULT_EFFICIENCY_PERCENT = 10
+ASSUMED_LENGTHS = Lengths(input_mean=512.0, output_mean=256.0, assumed=True)
+UNKNOWN_CV = 0.9
+"""Coefficient of variation of lengths whose spread nobody declared (design: the same as the command line's default)."""
+
+_IMAGE_VERSION = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)(?:[-+.@].*)?$")
+_Z95 = 1.6448536269514722
+"""The 95th percentile of the standard normal distribution."""
+
+
+def serving_resource(obj: Mapping[str, Any], *, llm_of: LlmOf) -> ServingResource:
+    """A ModelServing that passed its CRD. What the CRD could not check is in `serving` as Refused.
+
+    Raises KeyError or ValueError only for what the CRD cannot have let through.
+    """
+    metadata, spec = obj["metadata"], obj["spec"]
+    key = ServingKey(namespace=metadata["namespace"], name=metadata["name"])
+    template = template_of(spec)
+    profile = spec.get("profileRef")
+    return ServingResource(
+        key=key,
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+        deleting="deletionTimestamp" in metadata,
+        pool=spec.get("poolName", "default"),
+        profile_name=None if profile is None else profile["name"],
+        serving=_serving(key, metadata, spec, template, llm_of),
+        template=template,
+        status=obj.get("status", {}),
+    )
+
+
+def serving_of(resource: ServingResource, *, profile_of: ProfileOf) -> Serving | Refused:
+    """The serving with the profile that it names, which is an object of its own and may come later or be wrong."""
+    serving, name = resource.serving, resource.profile_name
+    if isinstance(serving, Refused) or name is None:
+        return serving
+    field = "spec.profileRef.name"
+    try:
+        profile = profile_of(resource.key.namespace, name)
+        if profile is None:
+            raise Invalid(field, f"there is no ModelProfile {name!r} in this namespace", "create it or name another")
+        if profile.model.lower() not in (known.lower() for known in (serving.llm.name, *serving.llm.aliases)):
+            problem = f"ModelProfile {name!r} is of {profile.model}, not of {serving.llm.name}"
+            raise Invalid(field, problem, "name a profile of this model")
+    except Invalid as invalid:
+        return _refused(resource.key, resource.uid, resource.generation, invalid)
+    return replace(serving, profile=profile)
+
+
+def template_of(spec: Mapping[str, Any]) -> EngineTemplate:
+    model, engine = spec["model"], spec.get("engine", {})
+    image = engine.get("image", DEFAULT_IMAGE)
+    template = EngineTemplate(
+        model=model["name"],
+        revision=model.get("revision"),
+        dtype=Dtype(model.get("dtype", Dtype.BFLOAT16)),
+        token_secret=_secret(model.get("tokenSecretRef"), "token"),
+        image=image,
+        version=engine.get("version") or version_of_image(image) or DEFAULT_VERSION,
+        args=tuple(engine.get("args", ())),
+        cpu_cores=engine.get("cpu", DEFAULT_CPU_CORES),
+        memory=str(engine.get("memory", DEFAULT_MEMORY)),
+        api_key_secret=_secret(engine.get("apiKeySecretRef"), "apiKey"),
+        pod=engine.get("podTemplate", {}),
+        hash="",
+    )
+    return replace(template, hash=template_hash(template))
+
+
+def template_hash(template: EngineTemplate) -> str:
+    """Ten hex digits over everything of the pod that is not the shape.
+
+    What is not set is left out, so that a field which a later version adds restarts nobody.
+    """
+    fields = {**asdict(template), "pod": dict(template.pod)}
+    written = {name: value for name, value in fields.items() if value not in (None, "", (), {}) and name != "hash"}
+    text = json.dumps(written, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def version_of_image(image: str) -> str | None:
+    """`0.33.0` from `vllm/vllm-openai:v0.33.0`; None for a tag that is no version."""
+    match = _IMAGE_VERSION.search(image)
+    return None if match is None else match[1]
+
+
+def cv_of(mean: float, p95: float | None) -> float:
+    """Coefficient of variation of a lognormal length with this mean and 95th percentile.
+
+    With ln X normal of deviation s: p95 / mean = exp(1.645 s - s^2/2), so s = 1.645 - sqrt(1.645^2 - 2 ln(p95/mean))
+    and cv^2 = exp(s^2) - 1. A lognormal's p95 is at most 3.87 times its mean (s = 1.645, cv 3.74): above that, that cv.
+    """
+    if p95 is None:
+        return UNKNOWN_CV
+    deviation = _Z95 - math.sqrt(max(0.0, _Z95**2 - 2.0 * math.log(max(1.0, p95 / mean))))
+    return math.sqrt(math.expm1(deviation**2))
+
+
+def lengths_of(fields: Mapping[str, Any]) -> Lengths:
+    """`{inputTokens: {mean, p95}, outputTokens: {mean, p95}}`; what is missing is assumed."""
+    if "inputTokens" not in fields:
+        return ASSUMED_LENGTHS
+    given, made = fields["inputTokens"], fields["outputTokens"]
+    return Lengths(
+        input_mean=float(given["mean"]),
+        output_mean=float(made["mean"]),
+        input_cv=cv_of(given["mean"], given.get("p95")),
+        output_cv=cv_of(made["mean"], made.get("p95")),
+    )
+
+
+def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *, now: Seconds) -> dict[str, Any]:
+    """The whole `status`; equal decisions give equal dicts, so that nothing is written when nothing changed."""
+    shape = {
+        "maxNumSeqs": status.max_num_seqs,
+        "kvCacheMemoryBytes": status.kv_cache_memory_bytes,
+        "maxModelLen": status.max_model_len,
+        "engineArguments": list(status.engine_args) or None,
+    }
+    decided = status.decision_at is not None
+    decision = {
+        "reason": status.decision_reason or None,
+        "message": status.decision_message or None,
+        "observed": None if status.decision_observed is None else number_text(status.decision_observed),
+        "limit": None if status.decision_limit is None else number_text(status.decision_limit),
+        "unit": status.decision_unit or None,
+        "at": None if status.decision_at is None else rfc3339(status.decision_at),
+    }
+    fields = {
+        "observedGeneration": status.observed_generation,
+        "replicas": status.replicas,
+        "readyReplicas": status.ready_replicas,
+        "selector": status.selector,
+        "shape": _written(shape) or None,
+        "replicasPerGpu": status.replicas_per_gpu,
+        "freedBytes": status.freed_bytes,
+        "assumed": list(status.assumed) or None,
+        "placements": [
+            {"name": each.name, "gpu": each.gpu_uuid, "node": each.node, "phase": each.phase}
+            for each in status.placements
+        ],
+        "decision": _written(decision) if decided else None,
+        "conditions": conditions_to_list(
+            status.conditions, previous.get("conditions", ()), now=now, generation=status.observed_generation
+        ),
+    }
+    return _written(fields)
+
+
+def number_text(value: float) -> str:
+    """A number without exponent: whole ones whole, others with four significant digits. The schema has no floats."""
+    if value == round(value, 0):
+        return str(int(value))
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"
+
+
+def _serving(
+    key: ServingKey, metadata: Mapping[str, Any], spec: Mapping[str, Any], template: EngineTemplate, llm_of: LlmOf
+) -> Serving | Refused:
+    try:
+        return Serving(
+            key=key,
+            uid=metadata["uid"],
+            generation=metadata["generation"],
+            created_at=seconds_of(metadata["creationTimestamp"]),
+            pool=spec.get("poolName", "default"),
+            llm=(llm := llm_of(template.model, spec["model"].get("config"))),
+            dtype=template.dtype,
+            max_model_len=_max_model_len(spec["model"].get("maxModelLen"), llm),
+            engine_version=template.version,
+            template_hash=template.hash,
+            cpu_cores=template.cpu_cores,
+            lengths=lengths_of(spec.get("workload", {})),
+            declared_rate=_rate(spec.get("workload", {}).get("requestsPerSecond")),
+            slo=_slo(spec.get("slo")),
+            batching=_batching(spec.get("batching", {})),
+            scaling=_scaling(spec),
+            sharing=SharingWish(spec.get("sharing", SharingWish.AUTO)),
+            mode=Mode(spec.get("mode", Mode.ACTIVE)),
+        )
+    except Invalid as invalid:
+        return _refused(key, metadata["uid"], metadata["generation"], invalid)
+
+
+def _max_model_len(wanted: int | None, llm: Llm) -> int | None:
+    if wanted is not None and wanted > llm.max_model_len:
+        problem = f"{wanted} tokens, but {llm.name} takes at most {llm.max_model_len}"
+        raise Invalid("spec.model.maxModelLen", problem, f"write {llm.max_model_len} or less, or leave it out")
+    return wanted
+
+
+def _rate(requests_per_second: str | int | None) -> PerSecond | None:
+    return None if requests_per_second is None else PerSecond(number_of(requests_per_second))
+
+
+def _slo(slo: Mapping[str, Any] | None) -> Slo | None:
+    if slo is None:
+        return None
+    itl, ttft = slo.get("itlMilliseconds"), slo.get("ttftMilliseconds")
+    return Slo(
+        itl=None if itl is None else seconds_from_milliseconds(itl),
+        ttft=None if ttft is None else seconds_from_milliseconds(ttft),
+        statistic=Statistic(slo.get("statistic", Statistic.P95)),
+    )
+
+
+def _batching(batching: Mapping[str, Any]) -> Batching:
+    return Batching(
+        fixed=batching["maxNumSeqs"] if batching.get("mode") == "Fixed" else None,
+        min_efficiency=ratio_from_percent(batching.get("minEfficiencyPercent", DEFAULT_EFFICIENCY_PERCENT)),
+    )
+
+
+def _scaling(spec: Mapping[str, Any]) -> Scaling:
+    scaling = spec.get("scaling", {})
+    return Scaling(
+        mode=ScalingMode(scaling.get("mode", ScalingMode.AUTO)),
+        replicas=spec.get("replicas", 1),
+        min_replicas=scaling.get("minReplicas", 1),
+        max_replicas=scaling.get("maxReplicas"),
+    )
+
+
+def _secret(ref: Mapping[str, Any] | None, key: str) -> SecretRef | None:
+    return None if ref is None else SecretRef(name=ref["name"], key=ref.get("key", key))
+
+
+def _refused(key: ServingKey, uid: str, generation: int, invalid: Invalid) -> Refused:
+    return Refused(
+        key=key, uid=uid, generation=generation, field=invalid.field, problem=invalid.problem, fix=invalid.fix
+    )
+
+
+def _written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what has no value: absent is not zero."""
+    return {name: value for name, value in fields.items() if value is not None}
