@@ -1,0 +1,257 @@
+"""The children of a ModelServing as bodies for server-side apply: pods, claims, one Service, one disruption budget.
+
+Pure: equal arguments give equal bodies. Each child carries what rebuilds the plan (child_resource.py reads it back).
+The DRA backend: the pods of a namespace on one GPU share one ResourceClaim, whose selector names the GPU. Knows how a
+replica runs, not whether it should.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gpupack.facts.engine_args import PORT, engine_args
+from gpupack.facts.placement import Placement, gpu_hash
+from gpupack.facts.serving import Serving, ServingKey, Sharing
+from gpupack.kube import labels
+from gpupack.kube.child_resource import predicted_to_dict
+from gpupack.kube.pool_resource import shape_to_dict
+from gpupack.kube.serving_resource import EngineTemplate, SecretRef
+from gpupack.plan import ApplyClaim, StartReplica
+from gpupack.units import Seconds
+
+PRE_STOP_SECONDS = 5
+"""Time for routers to see that an evicted pod is going; one that gpupack stops has left its Service before."""
+DRAIN = Seconds(60.0)
+"""Requests in flight get this long: 1,024 tokens at 50 ms and some queue. SIGKILL under MPS can hurt the neighbours."""
+GRACE_SECONDS = PRE_STOP_SECONDS + round(DRAIN) + 15
+WORST_LOAD_SECONDS = 1800
+"""Downloading and loading 14 B parameters (28 GB) at 20 MB/s takes 23 minutes; a start that fails ends by itself."""
+PROBE_SECONDS = 2
+
+CONTAINER = "engine"
+CLAIM = "gpu"
+HTTP = "http"
+
+
+def pod(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict[str, Any]:
+    """One replica. Its name is the placement's; the scheduler follows the claim to the GPU's node."""
+    placement = start.placement
+    assert template.hash == placement.template_hash, f"{placement.name} was planned from another template"
+    own = template.pod
+    metadata = own.get("metadata", {})
+    spec = {
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": False,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **own.get("securityContext", {})},
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            *own.get("tolerations", ()),
+        ],
+        "resourceClaims": [{"name": CLAIM, "resourceClaimName": claim_name(placement.gpu_uuid, placement.sharing)}],
+        "containers": [_container(start, serving, template)],
+    }
+    for field in ("nodeSelector", "imagePullSecrets", "serviceAccountName", "priorityClassName", "volumes"):
+        if field in own:
+            spec[field] = own[field]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": placement.name,
+            "namespace": placement.serving.namespace,
+            "labels": {**metadata.get("labels", {}), **_pod_labels(placement, serving)},
+            "annotations": {**metadata.get("annotations", {}), **_pod_annotations(start, serving, template)},
+            "ownerReferences": [{**_owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
+        },
+        "spec": spec,
+    }
+
+
+def arguments(start: StartReplica, serving: Serving, template: EngineTemplate) -> list[str]:
+    """Everything after `vllm serve`: the model, what gpupack sets, then the user's own."""
+    owned = engine_args(
+        start.placement.shape, start.utilization_hundredths,
+        version=template.version, dtype=template.dtype, revision=template.revision, drain=DRAIN,
+    )  # fmt: skip
+    return [serving.llm.name, *owned, *template.args]
+
+
+def out_of_service(uid: str) -> dict[str, Any]:
+    """A merge patch that takes a pod out of its Service; `uid` makes it fail for another pod of that name.
+
+    Not an apply: that would take back every field that it does not name.
+    """
+    return {"metadata": {"uid": uid, "labels": {labels.IN_SERVICE: labels.FALSE}}}
+
+
+def claim_name(gpu_uuid: str, sharing: Sharing) -> str:
+    """One claim per namespace, GPU and sharing: a claim cannot change, so another sharing is another claim."""
+    return f"gpupack-{gpu_hash(gpu_uuid)}-{sharing.value.lower()}"
+
+
+def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[str, Any]:
+    """The claim of one GPU, owned by every serving that uses it, so that it goes with the last of them."""
+    request: dict[str, Any] = {
+        "name": CLAIM,
+        "exactly": {
+            "deviceClassName": labels.DEVICE_CLASS,
+            # A device without the attribute must be no match: a plain access is an error that blocks the pod everywhere.
+            "selectors": [
+                {"cel": {"expression": f"device.attributes['{labels.DRIVER}'].?uuid.orValue('') == '{apply.gpu_uuid}'"}}
+            ],
+        },
+    }
+    devices: dict[str, Any] = {"requests": [request]}
+    if apply.sharing is Sharing.MPS:
+        devices["config"] = [{"requests": [CLAIM], "opaque": {"driver": labels.DRIVER, "parameters": _mps_config()}}]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {
+            "name": claim_name(apply.gpu_uuid, apply.sharing),
+            "namespace": apply.namespace,
+            "labels": {
+                labels.MANAGER: labels.MANAGED_BY,
+                labels.PART_OF: labels.MANAGED_BY,
+                labels.POOL: pool,
+                labels.GPU: apply.gpu_uuid,
+                labels.SHARING: apply.sharing.value,
+            },
+            "ownerReferences": [_owner(key, uids[key]) for key in sorted(apply.owners)],
+        },
+        "spec": {"devices": devices},
+    }
+
+
+def service(serving: Serving) -> dict[str, Any]:
+    """The address of a serving: every ready replica that has not been taken out of service."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _shared_metadata(serving),
+        "spec": {
+            "selector": {labels.SERVING: serving.key.name, labels.IN_SERVICE: labels.TRUE},
+            "ports": [{"name": HTTP, "port": PORT, "targetPort": HTTP, "protocol": "TCP"}],
+        },
+    }
+
+
+def budget(serving: Serving, min_available: int) -> dict[str, Any]:
+    """Drains may take one replica at a time. An integer: percentages need a scale that bare pods do not have."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _shared_metadata(serving),
+        "spec": {
+            "minAvailable": min_available,
+            "selector": {"matchLabels": {labels.SERVING: serving.key.name}},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def _container(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict[str, Any]:
+    resources = {"cpu": str(template.cpu_cores), "memory": template.memory}
+    health = {"httpGet": {"path": "/health", "port": HTTP}, "periodSeconds": PROBE_SECONDS}
+    container = {
+        "name": CONTAINER,
+        "image": template.image,
+        "command": ["vllm", "serve"],
+        "args": arguments(start, serving, template),
+        "env": _environment(template),
+        "ports": [{"name": HTTP, "containerPort": PORT, "protocol": "TCP"}],
+        # Requests equal limits (Guaranteed): with the static CPU manager each engine has cores of its own; without
+        # them two engines on a GPU can be slower than one.
+        "resources": {"requests": resources, "limits": resources, "claims": [{"name": CLAIM}]},
+        # No liveness probe: an engine that dies ends its server, and a kill can hurt the neighbours on the GPU.
+        "startupProbe": {**health, "failureThreshold": WORST_LOAD_SECONDS // PROBE_SECONDS},
+        "readinessProbe": {**health, "failureThreshold": 3},
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if "volumeMounts" in template.pod:
+        container["volumeMounts"] = template.pod["volumeMounts"]
+    return container
+
+
+def _environment(template: EngineTemplate) -> list[dict[str, Any]]:
+    """By name; the user's value wins over gpupack's."""
+    variables: dict[str, dict[str, Any]] = {
+        "OMP_NUM_THREADS": {"value": str(template.cpu_cores)},
+        "VLLM_NO_USAGE_STATS": {"value": "1"},
+    }
+    if template.token_secret is not None:
+        variables["HF_TOKEN"] = _from_secret(template.token_secret)
+    if template.api_key_secret is not None:
+        variables["VLLM_API_KEY"] = _from_secret(template.api_key_secret)
+    for variable in template.pod.get("env", ()):
+        variables[variable["name"]] = {key: value for key, value in variable.items() if key != "name"}
+    return [{"name": name, **source} for name, source in sorted(variables.items())]
+
+
+def _from_secret(secret: SecretRef) -> dict[str, Any]:
+    return {"valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
+
+
+def _pod_labels(placement: Placement, serving: Serving) -> dict[str, str]:
+    return {
+        **_app_labels(serving),
+        labels.POOL: serving.pool,
+        labels.SERVING: placement.serving.name,
+        labels.GPU: placement.gpu_uuid,
+        labels.SLOT: str(placement.slot),
+        labels.SHAPE: placement.content_hash,
+        labels.TEMPLATE: placement.template_hash,
+        labels.IN_SERVICE: labels.TRUE,
+    }
+
+
+def _pod_annotations(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict[str, str]:
+    notes = {
+        labels.SHAPE: _json(shape_to_dict(start.placement.shape)),
+        labels.SHARING: start.placement.sharing.value,
+        labels.UTILIZATION: str(start.utilization_hundredths),
+        labels.ENGINE_ARGUMENTS: _json(arguments(start, serving, template)),
+    }
+    if start.predicted is not None:
+        notes[labels.PREDICTED] = _json(predicted_to_dict(start.predicted))
+    return notes
+
+
+def _shared_metadata(serving: Serving) -> dict[str, Any]:
+    return {
+        "name": serving.key.name,
+        "namespace": serving.key.namespace,
+        "labels": {**_app_labels(serving), labels.POOL: serving.pool, labels.SERVING: serving.key.name},
+        "ownerReferences": [{**_owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
+    }
+
+
+def _app_labels(serving: Serving) -> dict[str, str]:
+    return {
+        labels.NAME: "vllm",
+        labels.INSTANCE: serving.key.name,
+        labels.COMPONENT: CONTAINER,
+        labels.PART_OF: labels.MANAGED_BY,
+        labels.MANAGER: labels.MANAGED_BY,
+    }
+
+
+def _owner(key: ServingKey, uid: str) -> dict[str, Any]:
+    return {"apiVersion": labels.API_VERSION, "kind": "ModelServing", "name": key.name, "uid": uid}
+
+
+def _mps_config() -> dict[str, Any]:
+    return {
+        "apiVersion": "resource.nvidia.com/v1beta1",
+        "kind": "GpuConfig",
+        "sharing": {"strategy": "MPS", "mpsConfig": {"defaultActiveThreadPercentage": 100}},
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
