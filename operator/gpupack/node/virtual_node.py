@@ -1,0 +1,259 @@
+"""The node and its GPUs as the API knows them: Node, Lease, DeviceClass, ResourceSlices and a dcgm-exporter pod.
+
+What kubelet, the DRA driver of NVIDIA and the GPU operator would write. All by server-side apply, so writing again is
+writing once; what is removed at the end is what was made here. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpupack.errors import Unavailable
+from gpupack.facts.gpu import GpuKind
+from gpupack.kube.api import Api, NotFound
+from gpupack.kube.labels import DEVICE_CLASS, DRIVER
+from gpupack.kube.times import rfc3339, rfc3339_micro
+from gpupack.units import MIB, Bytes, Seconds, gibibytes
+
+LEASE_SECONDS = 10.0
+LEASE_DURATION_SECONDS = 40
+DEVICES_A_SLICE = 128
+MAX_PODS = 110
+EXPORTER_NAMESPACE = "gpu-operator"
+EXPORTER_PORT = 9400
+DRIVER_VERSION = "595.91.7"
+"""As an attribute of a ResourceSlice, which must be a semantic version; the driver calls it 595.91.07."""
+CUDA_VERSION = "13.1.0"
+AGAIN_SECONDS = 0.2
+
+_ARCHITECTURES = {
+    "T4": ("Turing", "7.5.0"), "L4": ("Ada Lovelace", "8.9.0"), "A10G": ("Ampere", "8.6.0"),
+    "A100": ("Ampere", "8.0.0"), "H100": ("Hopper", "9.0.0"), "H200": ("Hopper", "9.0.0"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the node offers besides GPUs."""
+
+    cpu_cores: int
+    memory: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One GPU of the node. `device` is its name in the node's DRA pool."""
+
+    index: int
+    uuid: str
+    device: str
+    kind: GpuKind
+
+    @property
+    def bus_id(self) -> str:
+        return f"0000:{0x18 + self.index:02x}:00.0"
+
+
+def cards(node: str, kind: GpuKind, count: int) -> tuple[Card, ...]:
+    """The same node name has the same GPUs again."""
+    return tuple(
+        Card(index=index, uuid=_uuid(f"{node}/{index}"), device=f"gpu-{index}", kind=kind) for index in range(count)
+    )
+
+
+class VirtualNode:
+    """`join` makes the node Ready with its GPUs; `run` keeps its Lease; `leave` takes away what `join` made."""
+
+    def __init__(self, api: Api, name: str, address: str, machine: Machine, gpus: Sequence[Card]) -> None:
+        self.name = name
+        self.gpus = tuple(gpus)
+        self._api = api
+        self._address = address
+        self._machine = machine
+
+    async def join(self) -> None:
+        """Raises Unavailable if the API server refuses or does not answer."""
+        await self._api.apply(f"/api/v1/nodes/{self.name}", self._node())
+        await self._api.apply(f"/api/v1/nodes/{self.name}/status", {**self._node(), "status": self._status()})
+        await self._renew()
+        classes = "/apis/resource.k8s.io/v1/deviceclasses"
+        try:
+            await self._api.get(f"{classes}/{DEVICE_CLASS}")
+        except NotFound:
+            await self._api.apply(f"{classes}/{DEVICE_CLASS}", _device_class())
+        for piece in self._slices():
+            await self._api.apply(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}", piece)
+
+    async def start_exporter(self, image: str) -> None:
+        """The dcgm-exporter pod, bound to this node as its DaemonSet would bind it."""
+        await self._api.apply(
+            f"/api/v1/namespaces/{EXPORTER_NAMESPACE}",
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": EXPORTER_NAMESPACE}},
+        )
+        account = f"/api/v1/namespaces/{EXPORTER_NAMESPACE}/serviceaccounts/default"
+        while True:  # pods are refused before the controller manager has made it
+            try:
+                await self._api.get(account)
+                break
+            except NotFound:
+                await asyncio.sleep(AGAIN_SECONDS)
+        await self._api.apply(self._exporter_path, self._exporter(image))
+
+    async def run(self) -> None:
+        """Never returns. An API server that is away is asked again."""
+        while True:
+            await asyncio.sleep(LEASE_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self._renew()
+
+    async def leave(self) -> None:
+        """Deletes exporter, slices and node. What is gone already is success; raises Unavailable otherwise."""
+        await self._delete(self._exporter_path, grace_seconds=0)
+        for piece in self._slices():
+            await self._delete(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}")
+        await self._delete(f"/api/v1/nodes/{self.name}")
+
+    async def _delete(self, path: str, grace_seconds: int | None = None) -> None:
+        try:
+            found = await self._api.get(path)
+        except NotFound:
+            return
+        await self._api.delete(path, uid=found["metadata"]["uid"], grace_seconds=grace_seconds)
+
+    @property
+    def _exporter_path(self) -> str:
+        return f"/api/v1/namespaces/{EXPORTER_NAMESPACE}/pods/nvidia-dcgm-exporter-{self.name}"
+
+    async def _renew(self) -> None:
+        path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{self.name}"
+        await self._api.apply(path, {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.name, "namespace": "kube-node-lease"},
+            "spec": {
+                "holderIdentity": self.name,
+                "leaseDurationSeconds": LEASE_DURATION_SECONDS,
+                "renewTime": rfc3339_micro(Seconds(time.time())),
+            },
+        })  # fmt: skip
+
+    def _node(self) -> dict[str, Any]:
+        labels = {
+            "kubernetes.io/hostname": self.name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": "amd64",
+            "nvidia.com/gpu.present": "true",
+            "gpupack.dev/virtual-node": "true",
+        }
+        return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
+
+    def _status(self) -> dict[str, Any]:
+        now = rfc3339(Seconds(time.time()))
+        pressures = ("MemoryPressure", "DiskPressure", "PIDPressure")
+        conditions = [_condition("Ready", "True", "KubeletReady", now)]
+        conditions += [_condition(kind, "False", "KubeletHasSufficient", now) for kind in pressures]
+        room = {
+            "cpu": str(self._machine.cpu_cores),
+            "memory": f"{gibibytes(self._machine.memory):.0f}Gi",
+            "pods": str(MAX_PODS),
+            "ephemeral-storage": "1000Gi",
+        }
+        info = dict.fromkeys(("machineID", "systemUUID", "bootID"), self.name)
+        return {
+            "capacity": room,
+            "allocatable": room,
+            "conditions": conditions,
+            "addresses": [
+                {"type": "InternalIP", "address": self._address},
+                {"type": "Hostname", "address": self.name},
+            ],
+            "nodeInfo": {
+                **info, "kernelVersion": "virtual", "osImage": "gpupack virtual node",
+                "containerRuntimeVersion": "gpupack://0", "kubeletVersion": "v1.37.2", "kubeProxyVersion": "",
+                "operatingSystem": "linux", "architecture": "amd64",
+            },
+        }  # fmt: skip
+
+    def _slices(self) -> list[dict[str, Any]]:
+        groups = [self.gpus[at : at + DEVICES_A_SLICE] for at in range(0, len(self.gpus), DEVICES_A_SLICE)]
+        return [
+            {
+                "apiVersion": "resource.k8s.io/v1",
+                "kind": "ResourceSlice",
+                "metadata": {"name": f"{self.name}-{DRIVER}-{number}"},
+                "spec": {
+                    "driver": DRIVER,
+                    "nodeName": self.name,
+                    "pool": {"name": self.name, "generation": 1, "resourceSliceCount": len(groups)},
+                    "devices": [_device(card) for card in group],
+                },
+            }
+            for number, group in enumerate(groups)
+        ]
+
+    def _exporter(self, image: str) -> dict[str, Any]:
+        name = f"nvidia-dcgm-exporter-{self.name}"
+        labels = {"app": "nvidia-dcgm-exporter", "app.kubernetes.io/name": "dcgm-exporter"}
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": EXPORTER_NAMESPACE, "labels": labels},
+            "spec": {
+                "nodeName": self.name,
+                "tolerations": [{"operator": "Exists"}],
+                "terminationGracePeriodSeconds": 0,
+                "containers": [
+                    {
+                        "name": "nvidia-dcgm-exporter",
+                        "image": image,
+                        "ports": [{"name": "metrics", "containerPort": EXPORTER_PORT}],
+                        "readinessProbe": {"httpGet": {"path": "/health", "port": EXPORTER_PORT}, "periodSeconds": 1},
+                    }
+                ],
+            },
+        }
+
+
+def _uuid(seed: str) -> str:
+    digest = hashlib.sha256(seed.encode()).hexdigest()
+    return f"GPU-{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:32]}"
+
+
+def _condition(kind: str, truth: str, reason: str, now: str) -> dict[str, Any]:
+    return {"type": kind, "status": truth, "reason": reason, "lastHeartbeatTime": now, "lastTransitionTime": now}
+
+
+def _device_class() -> dict[str, Any]:
+    chosen = f"device.driver == '{DRIVER}' && device.attributes['{DRIVER}'].type == 'gpu'"
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "DeviceClass",
+        "metadata": {"name": DEVICE_CLASS},
+        "spec": {"selectors": [{"cel": {"expression": chosen}}]},
+    }
+
+
+def _device(card: Card) -> dict[str, Any]:
+    """Attributes and capacity as NVIDIA's DRA driver publishes them (cmd/gpu-kubelet-plugin/deviceinfo.go)."""
+    architecture, capability = _ARCHITECTURES[card.kind.name.split("-")[0]]
+    return {
+        "name": card.device,
+        "attributes": {
+            "type": {"string": "gpu"},
+            "uuid": {"string": card.uuid},
+            "productName": {"string": card.kind.product_names[0]},
+            "brand": {"string": "Nvidia"},
+            "architecture": {"string": architecture},
+            "cudaComputeCapability": {"version": capability},
+            "driverVersion": {"version": DRIVER_VERSION},
+            "cudaDriverVersion": {"version": CUDA_VERSION},
+            "resource.kubernetes.io/pciBusID": {"string": card.bus_id},
+        },
+        "capacity": {"memory": {"value": f"{card.kind.memory_bytes // MIB}Mi"}},
+    }
