@@ -122,6 +122,7 @@ def llm_from_config(name: str, config: LlmConfig, field: str = "spec.model.confi
         max_model_len=config.max_position_embeddings,
         source=Source.ANALYTIC,
         provenance="counted from the config.json fields given; gated MLP, no biases",
+        tied_embeddings=config.tie_word_embeddings,
     )
 
 
@@ -209,4 +210,5 @@ def _llm(row: dict[str, Any]) -> Llm:
         max_model_len=row["max_model_len"],
         source=Source[row["source"].upper()],
         provenance=row["provenance"],
+        tied_embeddings=row["tied"],
     )

@@ -25,7 +25,8 @@ class Dtype(StrEnum):
 class Llm:
     """A decoder-only transformer with full attention, by the fields of its `config.json`.
 
-    `parameters` counts every stored weight once (tied embeddings once).
+    `parameters` counts every stored weight once (tied embeddings once). Where they are not `tied_embeddings`, a step
+    reads the output matrix whole but only a few rows of the input embedding.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Llm:
     max_model_len: int
     source: Source
     provenance: str
+    tied_embeddings: bool = True
 
     def weight_bytes(self, dtype: Dtype) -> Bytes:
         return Bytes(self.parameters * dtype.bytes_each)

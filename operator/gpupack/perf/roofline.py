@@ -1,0 +1,117 @@
+"""One step of one engine: what it reads, what it computes, and how long it keeps the host and the GPU busy.
+
+A step takes Z + D: Z on the host (launches, scheduling, sampling), in which a sibling can use the GPU, and D in which
+the step holds the GPU. Knows one engine alone; who else is on the GPU is `sharing`'s business.
+
+    D = gL L + max(weights read / BW, FLOP / F) + contexts x KV bytes / (ea BW)
+    Z = zL L + z1 n + [prefill] (zp n + max(0, te L - zL L - D))
+
+with BW the DRAM peak, F the reached share of the tensor-core peak (facts/performance.md 1).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.llm import Dtype, Llm
+from gpupack.perf.prediction import Coefficients
+
+
+class Step(NamedTuple):
+    """Seconds on the host, seconds holding the GPU, and DRAM bytes moved."""
+
+    host: float
+    gpu: float
+    bytes: float
+
+    def plus(self, other: Step, share: float = 1.0) -> Step:
+        return Step(self.host + share * other.host, self.gpu + share * other.gpu, self.bytes + share * other.bytes)
+
+
+class Engine(NamedTuple):
+    """A model on a GPU as the step formulas need it: seconds and bytes, everything else multiplied out."""
+
+    weight_bytes: float
+    weight_seconds: float
+    kv_bytes: float
+    kv_seconds: float
+    body_seconds: float
+    logits_seconds: float
+    attention_seconds: float
+    host_fixed: float
+    host_per_sequence: float
+    host_per_prefill_sequence: float
+    eager_floor: float
+    gpu_fixed: float
+
+    def decode(self, running: float, context: float) -> Step:
+        """Every running sequence of `context` tokens on average gets one token."""
+        dense = max(self.weight_seconds, running * (self.body_seconds + self.logits_seconds))
+        contexts = running * context
+        return Step(
+            self.host_fixed + self.host_per_sequence * running,
+            self.gpu_fixed + dense + contexts * self.kv_seconds,
+            self.weight_bytes + (contexts + running) * self.kv_bytes,
+        )
+
+    def prefill(self, prompts: float, tokens_each: float, running: float) -> Step:
+        """A step of whole prompts alone, while `running` sequences wait."""
+        tokens = prompts * tokens_each
+        dense = max(self.weight_seconds, self._prefill_seconds(tokens, prompts, tokens_each))
+        return self._eager(self.gpu_fixed + dense, running, self.weight_bytes + tokens * self.kv_bytes, self.host_fixed)
+
+    def mixed(self, running: float, context: float, tokens: float, prompt: float) -> Step:
+        """A decode step that also computes `tokens` of prompts of `prompt` tokens each."""
+        dense = max(
+            self.weight_seconds,
+            running * (self.body_seconds + self.logits_seconds)
+            + self._prefill_seconds(tokens, tokens / max(prompt, 1.0), prompt),
+        )
+        contexts = running * context
+        return self._eager(
+            self.gpu_fixed + dense + contexts * self.kv_seconds,
+            running,
+            self.weight_bytes + (contexts + running + tokens) * self.kv_bytes,
+            self.host_fixed + self.host_per_sequence * running,
+        )
+
+    def _prefill_seconds(self, tokens: float, prompts: float, tokens_each: float) -> float:
+        per_token = self.body_seconds + self.attention_seconds * tokens_each / 2
+        return tokens * per_token + prompts * self.logits_seconds
+
+    def _eager(self, gpu: float, running: float, moved: float, host: float) -> Step:
+        """A step with prefill runs without captured graphs: its launches alone take the floor."""
+        idle = max(0.0, self.eager_floor - self.host_fixed - gpu)
+        return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved)
+
+
+@lru_cache(maxsize=4096)
+def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> Engine:
+    """The step formulas of that model on that GPU.
+
+    The input embedding is read by rows, the output matrix whole. FLOPs: 2 a weight and token in the body, 2 a weight
+    of the output matrix and sampled token, 4 x heads x head size x layers a token and token of context.
+    """
+    bandwidth = float(gpu.dram_bytes_per_second)
+    flops = gpu.dense_flops_per_second * coefficients.gemm_efficiency * (1.0 if dtype.bytes_each == 2 else 0.5)
+    embedding = llm.vocabulary * llm.hidden_size
+    read = llm.parameters - (0 if llm.tied_embeddings else embedding)
+    body = read - embedding
+    weight_bytes = float(read * dtype.bytes_each)
+    kv_bytes = float(llm.kv_bytes_per_token(dtype))
+    return Engine(
+        weight_bytes=weight_bytes,
+        weight_seconds=weight_bytes / bandwidth,
+        kv_bytes=kv_bytes,
+        kv_seconds=kv_bytes / (coefficients.kv_read_efficiency * bandwidth),
+        body_seconds=2 * body / flops,
+        logits_seconds=2 * embedding / flops,
+        attention_seconds=4 * llm.attention_heads * llm.head_size * llm.layers / flops,
+        host_fixed=coefficients.host_per_layer * llm.layers,
+        host_per_sequence=float(coefficients.host_per_sequence),
+        host_per_prefill_sequence=float(coefficients.host_per_prefill_sequence),
+        eager_floor=coefficients.eager_per_layer * llm.layers,
+        gpu_fixed=coefficients.gpu_per_layer * llm.layers,
+    )

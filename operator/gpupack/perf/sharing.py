@@ -1,0 +1,380 @@
+"""The steady state of a GPU: engines of one or several models on it, kept full or at a given request rate.
+
+R engines are a closed queueing network: each thinks on its host for Z and then needs the GPU for D, which it shares
+with whoever is there (processor sharing). MPS and time-slicing stretch D by an interference that was fitted to the
+published replication runs. Requests hold one of B slots for as many cycles as they have output tokens. Whole runs with
+a ramp and a tail, as papers publish them, are `batching`'s; never compare the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from gpupack.errors import Invalid
+from gpupack.facts.estimate import Source
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.serving import Sharing, Slo, Statistic
+from gpupack.perf.cycle import Batch, Cycle, batch, normal_quantile
+from gpupack.perf.memory import kv_tokens_needed, replica_memory
+from gpupack.perf.prediction import EngineGroup, GpuPrediction, GroupPrediction, Router
+from gpupack.perf.queueing import Customer, Slots, is_exact, slots, stretches
+from gpupack.units import GIB, Bytes, PerSecond, Ratio, Seconds
+
+GPU_RESERVE = Bytes(GIB)
+KV_SAFETY = Ratio(0.15)
+
+_Z99 = 2.326
+_LEVELS = {Statistic.MEAN: None, Statistic.P95: 0.95, Statistic.P99: 0.99}
+_SETTLED = 1e-6
+_ROUNDS = 60
+
+# Errors seen beside the coefficients' own: gains of replication, preempted batches, the approximation of many classes.
+_SHARED_ERROR, _STARVED_ERROR, _APPROXIMATE_ERROR = 0.03, 0.10, 0.05
+
+
+class Engines(NamedTuple):
+    """One group in its steady state: one engine's mean batch and how it meets the others on the GPU.
+
+    `active` is the share of time that it has anything to run. `interference` lengthens D, `stretch` (interference and
+    waiting for siblings) is how much longer a visit to the GPU takes than alone. `offered` is arrivals a second of one
+    engine times output tokens; `queue` is None where the engine is full.
+    """
+
+    batch: Batch
+    replicas: int
+    running: float
+    active: float
+    interference: float
+    stretch: float
+    offered: float | None
+    queue: Slots | None
+
+    @property
+    def cycle(self) -> Cycle:
+        return self.batch.cycle(self.running / self.active)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens a second of one engine."""
+        if self.queue is not None and self.offered is not None:
+            return self.offered
+        return self.running / self.cycle.seconds(self.stretch)
+
+
+@lru_cache(maxsize=16384)
+def predict(
+    gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing, reserve: Bytes = GPU_RESERVE
+) -> GpuPrediction:
+    """What the groups do together on one GPU in the steady state.
+
+    A group with `request_rate` None is kept full. What does not fit in memory is predicted all the same, with `fits`
+    false. Raises Invalid where several engines are to have one GPU exclusively.
+    """
+    engines = steady(gpu, groups, sharing)
+    answers = tuple(_group(gpu, group, each) for group, each in zip(groups, engines, strict=True))
+    return whole_gpu(gpu, groups, engines, answers, reserve)
+
+
+def steady(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> tuple[Engines, ...]:
+    """Batch, activity and stretch of every group: the fixed point of running batches and contention."""
+    count = sum(group.replicas for group in groups)
+    if sharing is Sharing.EXCLUSIVE and count > 1:
+        raise Invalid("sharing", f"{count} engines cannot have one GPU exclusively", "choose MPS or one replica")
+    now = [_start(gpu, group) for group in groups]
+    for _ in range(_ROUNDS):
+        now = _with_contention(now, groups, sharing)
+        moved = 0.0
+        for index, each in enumerate(now):
+            if each.offered is not None:
+                fresh = _occupied(each, groups[index].router)
+                moved = max(moved, abs(fresh.running - each.running) / each.batch.running_most)
+                now[index] = fresh
+        if moved < _SETTLED:
+            break
+    return tuple(now)
+
+
+def _start(gpu: GpuKind, group: EngineGroup) -> Engines:
+    one = batch(gpu, group)
+    rate = group.request_rate
+    return Engines(
+        batch=one,
+        replicas=group.replicas,
+        running=one.running_most,
+        active=1.0,
+        interference=1.0,
+        stretch=1.0,
+        offered=None if rate is None else rate * group.lengths.output_mean / group.replicas,
+        queue=None,
+    )
+
+
+def _with_contention(engines: list[Engines], groups: tuple[EngineGroup, ...], sharing: Sharing) -> list[Engines]:
+    """The same batches with the stretch that they cause each other.
+
+    An engine that is active a share p of its time is, to its siblings, one that thinks longer: the pauses are dealt to
+    its cycles.
+    """
+    present = sum(each.replicas * each.active for each in engines)
+    customers = []
+    interferences = []
+    for each, group in zip(engines, groups, strict=True):
+        others = present - each.active
+        interference = 1 + _interference(group, sharing) * others / (1 + others)
+        cycle = each.cycle
+        pause = (1 - each.active) / each.active * cycle.seconds(each.stretch)
+        customers.append(Customer(cycle.whole.host + pause, cycle.whole.gpu * interference, each.replicas))
+        interferences.append(interference)
+    return [
+        each._replace(interference=interference, stretch=interference * stretch)
+        for each, interference, stretch in zip(engines, interferences, stretches(tuple(customers)), strict=True)
+    ]
+
+
+def _interference(group: EngineGroup, sharing: Sharing) -> float:
+    coefficients = group.coefficients
+    if sharing is Sharing.TIME_SLICING:
+        return float(coefficients.time_slicing_interference)
+    return float(coefficients.mps_interference)
+
+
+def _occupied(each: Engines, router: Router) -> Engines:
+    """The same contention with the batch that the arrivals hold at it.
+
+    A cycle is nearly linear in the batch, A + S n. LeastLoaded joins the slots of all replicas into one queue,
+    RandomConnection leaves each engine its own share of chance.
+    """
+    assert each.offered is not None
+    most = each.batch.running_most
+    around = min(most, max(1.0, each.running / each.active))
+    beside = around + 1 + 0.1 * around
+    here, there = (each.batch.cycle(n).seconds(each.stretch) for n in (around, beside))
+    slope = max((there - here) / (beside - around), 1e-12)
+    fixed = max(here - slope * around, 1e-12)
+    joined = each.replicas if router is Router.LEAST_LOADED else 1
+    queue = slots(each.offered * joined, fixed, slope / joined, most * joined, each.batch.output_mean)
+    if queue is None:
+        return each._replace(running=most, active=1.0, queue=None)
+    empty = (1 - each.offered * slope) ** (fixed / slope + 1) if each.offered * slope < 1 else 0.0
+    running = queue.mean / joined
+    active = min(1.0, max(1 - empty, running / most, 1e-6))
+    return each._replace(running=running, active=active, queue=queue)
+
+
+def _group(gpu: GpuKind, group: EngineGroup, each: Engines) -> GroupPrediction:
+    tokens = each.replicas * each.tokens_per_second
+    full = each.queue is None
+    wait = None if each.queue is None else each.queue
+    itl_mean = each.cycle.seconds(each.stretch) if wait is None else each.running / each.tokens_per_second
+    ttft = None if wait is None else time_to_first_token(each, wait)
+    return answer(
+        gpu,
+        group,
+        each,
+        output_tokens_per_second=tokens,
+        itl=(itl_mean, gap_quantile(each, 0.95), gap_quantile(each, 0.99)),
+        ttft=ttft,
+        utilization=_utilization(each) if full else Ratio(wait.utilization if wait else 0.0),
+    )
+
+
+def _utilization(each: Engines) -> Ratio | None:
+    if each.offered is None:
+        return None
+    return Ratio(each.offered * each.cycle.seconds(each.stretch) / each.running)
+
+
+def answer(
+    gpu: GpuKind,
+    group: EngineGroup,
+    each: Engines,
+    *,
+    output_tokens_per_second: float,
+    itl: tuple[float, float, float],
+    ttft: tuple[float, float, float] | None,
+    utilization: Ratio | None,
+) -> GroupPrediction:
+    """One group's answer: rates of the whole group, the rest of one replica. `itl` and `ttft` are mean, p95, p99."""
+    one, shape = each.batch, group.shape
+    deviation = each.queue.deviation if each.queue is not None else 0.0
+    running = min(one.running_most, each.running + _Z99 * deviation)
+    peak = running * (one.context + 8) + _Z99 * math.sqrt(running) * one.context_deviation
+    mean, p95, p99 = itl
+    return GroupPrediction(
+        total_tokens_per_second=output_tokens_per_second * (1 + one.input_mean / one.output_mean),
+        output_tokens_per_second=output_tokens_per_second,
+        itl_mean=Seconds(mean),
+        itl_p95=Seconds(max(mean, p95)),
+        itl_p99=Seconds(max(mean, p99)),
+        ttft_mean=None if ttft is None else Seconds(ttft[0]),
+        ttft_p95=None if ttft is None else Seconds(ttft[1]),
+        ttft_p99=None if ttft is None else Seconds(ttft[2]),
+        running_mean=each.running,
+        kv_peak_fraction=Ratio(min(1.0, peak / one.kv_tokens) if one.kv_tokens else 1.0),
+        kv_tokens_needed=kv_tokens_needed(group.lengths, shape.max_num_seqs, shape.max_model_len, KV_SAFETY),
+        utilization=utilization,
+        kv_starved=one.kv_starved,
+        memory=replica_memory(group.llm, group.dtype, shape, gpu),
+    )
+
+
+def whole_gpu(
+    gpu: GpuKind,
+    groups: tuple[EngineGroup, ...],
+    engines: tuple[Engines, ...],
+    answers: tuple[GroupPrediction, ...],
+    reserve: Bytes,
+) -> GpuPrediction:
+    """The groups' answers put together: DRAM and GPU time, memory, and how far the answer may be off."""
+    moved = held = 0.0
+    for each in engines:
+        cycle = each.cycle
+        cycles = each.replicas * each.active * each.tokens_per_second / each.running
+        moved += cycles * cycle.whole.bytes
+        held += cycles * cycle.whole.gpu * each.interference
+    reachable = moved / (gpu.dram_bytes_per_second * held)
+    saturation = min(1.0, held)
+    memory = Bytes(sum(group.replicas * each.memory.total for group, each in zip(groups, answers, strict=True)))
+    holds_one = all(
+        each.batch.kv_tokens >= group.shape.max_model_len for group, each in zip(groups, engines, strict=True)
+    )
+    return GpuPrediction(
+        groups=answers,
+        total_tokens_per_second=sum(each.total_tokens_per_second for each in answers),
+        output_tokens_per_second=sum(each.output_tokens_per_second for each in answers),
+        dram_active=Ratio(saturation * reachable),
+        dram_active_max=Ratio(reachable),
+        saturation=Ratio(saturation),
+        gpu_held=Ratio(saturation),
+        memory_bytes=memory,
+        fits=holds_one and memory + reserve <= gpu.memory_bytes,
+        error=_error(groups, answers, engines),
+        source=Source(max(max(group.coefficients.source, group.llm.source, gpu.source) for group in groups)),
+    )
+
+
+def _error(
+    groups: tuple[EngineGroup, ...], answers: tuple[GroupPrediction, ...], engines: tuple[Engines, ...]
+) -> Ratio:
+    error = max(float(group.coefficients.error) for group in groups)
+    if sum(group.replicas for group in groups) > 1:
+        error += _SHARED_ERROR
+    if any(each.kv_starved for each in answers):
+        error += _STARVED_ERROR
+    if not is_exact(tuple(Customer(each.cycle.whole.host, each.cycle.whole.gpu, each.replicas) for each in engines)):
+        error += _APPROXIMATE_ERROR
+    return Ratio(error)
+
+
+def gap_quantile(each: Engines, level: float) -> float:
+    """The gap between two tokens that only 1 - `level` of the gaps exceed.
+
+    If more steps than that carry prefill, it is such a step at the right quantile of its prompt tokens, else a plain
+    one. Batch and contexts swing about their means; independent swings add in squares.
+    """
+    running = each.running / each.active
+    deviation = each.queue.deviation / each.replicas**0.5 if each.queue is not None else 0.0
+    cycle = each.cycle
+    if each.queue is not None:
+        running = min(each.batch.running_most, running + deviation * deviation / max(running, 1.0))
+        cycle = each.batch.cycle(running)
+    beside = each.batch.cycle(running + 1)
+    slope = beside.plain_seconds(each.stretch) - cycle.plain_seconds(each.stretch)
+    contexts = math.sqrt(running) * each.batch.context_deviation * each.batch.engine.kv_seconds * each.stretch
+    swing = normal_quantile(level) * math.hypot(slope * min(deviation, running), contexts)
+    extra = 0.0
+    if cycle.share > 1 - level:
+        step = each.batch.prefill_extra(running, 1 - (1 - level) / cycle.share)
+        extra = step.host + each.stretch * step.gpu
+    return cycle.plain_seconds(each.stretch) + math.hypot(extra, swing)
+
+
+def time_to_first_token(each: Engines, queue: Slots) -> tuple[float, float, float]:
+    """Mean, p95 and p99 of the time to the first token: wait for a slot, for the step under way, and prefill.
+
+    The wait is exponential beyond its chance; lengths that vary less than exponentially shorten it by (1 + cv^2)/2
+    (Allen and Cunneen).
+    """
+    batch_of = each.batch
+    running = max(1.0, each.running)
+    spread = (1 + batch_of.output_cv**2) / 2
+    scale = spread / queue.drain_rate
+    step = each.cycle.seconds(each.stretch)
+
+    def first(level: float | None) -> float:
+        prefill = batch_of.first_token(running, level)
+        return prefill.host + each.stretch * prefill.gpu
+
+    def wait(level: float) -> float:
+        return scale * math.log(queue.waits / (1 - level)) if queue.waits > 1 - level else 0.0
+
+    return (
+        queue.waits * scale + step / 2 + first(None),
+        wait(0.95) + (step / 2 if queue.waits > 0.05 else 0.95 * step) + first(0.95),
+        wait(0.99) + (step / 2 if queue.waits > 0.01 else 0.99 * step) + first(0.99),
+    )
+
+
+def statistic_of(group: GroupPrediction, statistic: Statistic) -> tuple[Seconds, Seconds | None]:
+    """ITL and TTFT of a group in the statistic that an SLO names."""
+    return {
+        Statistic.MEAN: (group.itl_mean, group.ttft_mean),
+        Statistic.P95: (group.itl_p95, group.ttft_p95),
+        Statistic.P99: (group.itl_p99, group.ttft_p99),
+    }[statistic]
+
+
+def keeps(group: GroupPrediction, slo: Slo) -> bool:
+    """Whether the group keeps its promise. A group kept full has no TTFT to keep; one overrun keeps none."""
+    itl, ttft = statistic_of(group, slo.statistic)
+    if slo.itl is not None and itl > slo.itl:
+        return False
+    if slo.ttft is None:
+        return True
+    return ttft is not None and ttft <= slo.ttft
+
+
+def max_rate_within(
+    gpu: GpuKind, groups: tuple[EngineGroup, ...], index: int, slos: tuple[Slo | None, ...], sharing: Sharing
+) -> PerSecond:
+    """The highest request rate of group `index` at which every group keeps its promise; 0 if there is none.
+
+    The others keep the rates they have. A group offered more than it can serve breaks its promise.
+    """
+
+    def kept(rate: float) -> bool:
+        asked = (*groups[:index], replace(groups[index], request_rate=PerSecond(rate)), *groups[index + 1 :])
+        engines = steady(gpu, asked, sharing)
+        return (
+            all(slo is None or _kept(each, slo) for each, slo in zip(engines, slos, strict=True))
+            and engines[index].queue is not None
+        )
+
+    full = steady(gpu, (*groups[:index], replace(groups[index], request_rate=None), *groups[index + 1 :]), sharing)[
+        index
+    ]
+    high = full.replicas * full.tokens_per_second / full.batch.output_mean
+    low, high = 0.0, high * 1.02
+    if not kept(high * 1e-3):
+        return PerSecond(0.0)
+    for _ in range(14):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return PerSecond(low)
+
+
+def _kept(each: Engines, slo: Slo) -> bool:
+    level = _LEVELS[slo.statistic]
+    if slo.itl is not None:
+        mean = each.cycle.seconds(each.stretch) if each.queue is None else each.running / each.tokens_per_second
+        if mean > slo.itl or (level is not None and gap_quantile(each, level) > slo.itl):
+            return False
+    if slo.ttft is None:
+        return True
+    if each.queue is None:
+        return False
+    mean, p95, p99 = time_to_first_token(each, each.queue)
+    return {Statistic.MEAN: mean, Statistic.P95: p95, Statistic.P99: p99}[slo.statistic] <= slo.ttft
