@@ -60,6 +60,12 @@ class Keeper:
             process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)  # only if the keeper was killed
 
+    @property
+    def pid(self) -> int:
+        """The keeper's own process id."""
+        assert self._process is not None, "a keeper is used with `with`"
+        return self._process.pid
+
     def start(self, name: str, command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> int:
         """Starts a program under a name that no running one has, and returns its process id.
 
@@ -99,7 +105,8 @@ class Keeper:
         assert process is not None, "a keeper is used with `with`"
         assert process.stdin is not None
         assert process.stdout is not None
-        with self._turn:
+        line = ""
+        with self._turn, contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
