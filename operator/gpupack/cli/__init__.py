@@ -1,0 +1,69 @@
+"""The command line: `gpupack COMMAND`. A command's module is imported only when that command is asked for.
+
+Every command module has `configure(parser)`, which adds its options, and `run(args) -> int`, the exit status. Bad input
+is exit status 2 and one sentence that names the option and says what is accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from gpupack import __version__
+from gpupack.errors import Invalid, Unavailable
+
+BAD_INPUT = 2
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "advise": ("gpupack.cli.advise", "the shape of an engine and how many of them one GPU should hold, under an SLO"),
+    "predict": ("gpupack.cli.predict", "throughput, latency, memory and bandwidth of a setting, by the closed form"),
+    "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
+    "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage, and takes no abbreviated options."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = Parser(prog="gpupack", description="Packs vLLM replicas of small language models onto GPUs, and says why.")
+    parser.add_argument("--version", action="version", version=f"gpupack {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module: ModuleType | None = None
+    for name, (path, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(path)
+            module.configure(command)
+    args = parser.parse_args(words)
+    assert module is not None
+    try:
+        return int(module.run(args))
+    except Invalid as wrong:
+        print(f"gpupack {args.command}: {wrong}", file=sys.stderr)
+        return BAD_INPUT
+    except Unavailable as missing:
+        print(f"gpupack {args.command}: {missing}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); a second complaint at interpreter exit helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

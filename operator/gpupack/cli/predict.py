@@ -1,0 +1,31 @@
+"""`gpupack predict`: what a setting does, by the closed form; the steady state, or with --requests a whole run."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpupack.cli.answer import Answer, print_answer
+from gpupack.cli.arguments import add_common, options
+from gpupack.cli.setting import Setting, setting
+from gpupack.facts.policy import Policy
+from gpupack.perf import sharing
+from gpupack.perf.prediction import GpuPrediction
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    given = options(args)
+    asked = setting(given)
+    print_answer(asked, Answer.of_prediction(asked, predict(asked)), given.json)
+    return 0
+
+
+def predict(asked: Setting) -> GpuPrediction:
+    if asked.requests is None:
+        return sharing.predict(asked.gpu, asked.groups, asked.sharing, Policy().gpu_reserve)
+    from gpupack.perf import batching
+
+    return batching.predict_run(asked.gpu, asked.groups, asked.sharing, asked.requests)
