@@ -41,7 +41,7 @@ verify: install ## Regenerate what is generated; fails if that changes anything.
 	git diff --exit-code -- tests crds charts deploy
 
 controlplane: install ## Get the Kubernetes control plane's programs, and say where they are.
-	$(BIN)/python -m gpupack.node.controlplane
+	$(BIN)/python -m gpupack.node.binaries
 
 e2e: install ## The journeys, on a real control plane with the virtual GPU node.
 	$(BIN)/pytest e2e
