@@ -42,6 +42,7 @@ PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler
 ADVERTISED = "192.0.2.1"
 """What the `kubernetes` Endpoints say (TEST-NET-1): loopback is refused there, and nothing here goes by it."""
 
+WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -79,15 +80,13 @@ class AuditEvent:
         return self.stage == "ResponseComplete" and self.verb in WRITES
 
 
-WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
-
-
 class ControlPlane:
     """Started by `with ControlPlane(programs) as cluster:`; inside, the API answers and objects can be created.
 
     `users` can authenticate beside the admin (who is in system:masters); a user has only what RBAC gives. With `audit`
     every request is written to a log that `audit_events` reads. The `*_arguments` are appended to those of the program.
-    Blocking; from a coroutine call it through `asyncio.to_thread`. Raises Unavailable if it does not get ready.
+    `find_ports` offers so many ports; it is asked again if another program takes one before it is used. Blocking: from
+    a coroutine call it through `asyncio.to_thread`. Raises Unavailable if it does not get ready.
     """
 
     def __init__(
@@ -212,8 +211,9 @@ class ControlPlane:
         self._write_keys()
         self._start_etcd()
         self._start_apiserver()
-        # The API server writes its certificate when it starts; without it nobody can have a kubeconfig.
-        self._wait_until(self.certificate_authority.exists, "the API server's certificate")
+        # The API server makes its certificate when it starts, and writes the key last. A kubeconfig needs the former.
+        key = self.certificate_authority.with_suffix(".key")
+        self._wait_until(key.exists, "the API server's certificate")
         trust = ssl.create_default_context(cafile=self.certificate_authority)
         admin = {"Authorization": f"Bearer {self.token}"}
         self._client = opening.enter_context(
@@ -282,7 +282,7 @@ class ControlPlane:
             if (code := self._keeper.exit_code(program)) is None:
                 continue
             tail = self._tail(program)
-            if "address already in use" in tail:
+            if "address already in use" in self.log(program):
                 raise PortTaken(tail)
             raise Unavailable(f"{program} ended with exit status {code}:\n{tail}")
 
