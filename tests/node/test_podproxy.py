@@ -175,3 +175,14 @@ async def test_what_is_no_request_to_a_proxy_is_refused_with_a_sentence(proxy: P
     async with httpx.AsyncClient(trust_env=False) as direct:
         answer = await direct.get(f"{proxy.url}/metrics")
     assert (answer.status_code, "forward proxy" in answer.text) == (400, True)
+
+
+async def test_a_length_that_is_no_number_is_refused_with_a_sentence(proxy: PodProxy) -> None:
+    host, port = proxy.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST http://10.77.0.1:8000/ HTTP/1.1\r\nContent-Length: many\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"'many'" in answer

@@ -72,6 +72,8 @@ class PodProxy:
                 await _pass_body(request, reader, pod.writer)
         except _Refused as refusal:
             writer.write(refusal.response)
+        except ValueError as problem:  # a port, a length or the size of a chunk
+            writer.write(_Refused("400 Bad Request", str(problem)).response)
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the client has gone, or what it sends is no HTTP: there is nobody to tell
         finally:
