@@ -64,9 +64,10 @@ class ChosenShape:
     """The advisor's answer for one serving on one GPU kind, kept so that it does not move with every tick.
 
     `inputs` is a digest of what the user declared (model, lengths, SLO, batching, sharing): another digest is another
-    question and is asked at once. `replicas_per_gpu` is R*, the most engines of this shape on one GPU that pay. `slo` is
-    the promise that the shape was chosen for (the default one, if the user made none), `unreachable` the lowest latency
-    that any shape reaches where none keeps it, `better_since` since when live lengths have asked for another shape.
+    question and is asked at once. `replicas_per_gpu` is R*, the most engines of this shape on one GPU that pay.
+
+    `slo` is the promise that the shape was chosen for (the default one if the user made none), `unreachable` the lowest
+    latency that any shape reaches where none keeps it, `better_since` since when live lengths ask for another shape.
     """
 
     serving: ServingKey

@@ -1,0 +1,160 @@
+"""The plan of one tick while it is made, on the GPUs as they are.
+
+What holds memory is what is planned and what really stands there: pods that are leaving or that belong to no placement
+count until they are gone. Knows who is where and what it holds, not what is good.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from gpupack.decide.prospect import Mix, Prospects, mix_of
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.interpretation import Facts, is_leaving
+from gpupack.facts.observation import Phase, ReplicaSeen
+from gpupack.facts.placement import ChosenShape, Placement, Plan, Withdrawn
+from gpupack.facts.serving import ServingKey, Shape, Sharing
+from gpupack.units import Bytes
+
+Member = Placement | ReplicaSeen
+Content = tuple[ServingKey, str, int, str, Shape, Sharing]
+
+
+def content_of(each: Member) -> Content:
+    """What makes a pod the pod of a placement."""
+    return each.serving, each.gpu_uuid, each.slot, each.template_hash, each.shape, each.sharing
+
+
+class Board:
+    """The plan of this tick while it is made, on the GPUs as they are.
+
+    `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick. `rates` are
+    the arrivals of each serving a second; a serving without one is predicted at full batches.
+    """
+
+    def __init__(self, facts: Facts, plan: Plan, prospects: Prospects) -> None:
+        self.facts = facts
+        self.prospects = prospects
+        self.shapes: dict[tuple[ServingKey, str], ChosenShape] = {
+            (each.serving, each.gpu_kind): each for each in plan.shapes
+        }
+        self.withdrawn: dict[tuple[ServingKey, str], Withdrawn] = {
+            (each.serving, each.gpu_uuid): each for each in plan.withdrawn
+        }
+        self.touched: set[str] = set()
+        self.rates: dict[ServingKey, float] = {}
+        self.on: dict[str, list[Placement]] = defaultdict(list)
+        self.of: dict[ServingKey, list[Placement]] = defaultdict(list)
+        for placement in plan.placements:
+            self.on[placement.gpu_uuid].append(placement)
+            self.of[placement.serving].append(placement)
+        self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
+        self._mixes: dict[str, Mix] = {}
+        self._held: dict[str, Bytes] = {}
+        self._cores: dict[str, float] | None = None
+        self._leftovers: dict[str, tuple[ReplicaSeen, ...]] = {}
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        every = (placement for placements in self.on.values() for placement in placements)
+        return tuple(sorted(every, key=lambda each: (each.serving, each.gpu_uuid, each.slot, each.content_hash)))
+
+    def pod(self, placement: Placement) -> ReplicaSeen | None:
+        return self._pods.get(content_of(placement))
+
+    def is_ready(self, placement: Placement) -> bool:
+        pod = self.pod(placement)
+        return pod is not None and pod.phase is Phase.READY and not is_leaving(pod)
+
+    def leftovers(self, uuid: str) -> tuple[ReplicaSeen, ...]:
+        """Pods on this GPU that no placement stands for."""
+        found = self._leftovers.get(uuid)
+        if found is None:
+            planned = {content_of(each) for each in self.on[uuid]}
+            pods = self.facts.replicas_on.get(uuid, ())
+            found = self._leftovers[uuid] = tuple(each for each in pods if content_of(each) not in planned)
+        return found
+
+    def leftovers_of(self, serving: ServingKey) -> tuple[ReplicaSeen, ...]:
+        planned = {content_of(each) for each in self.of[serving]}
+        return tuple(each for each in self.facts.replicas_of.get(serving, ()) if content_of(each) not in planned)
+
+    def members(self, uuid: str) -> tuple[Member, ...]:
+        """Everything that holds, or will hold, a part of this GPU."""
+        return (*self.on[uuid], *self.leftovers(uuid))
+
+    def is_moving(self, uuid: str) -> bool:
+        """Whether anything on this GPU starts or stops, or has just been decided."""
+        return (
+            uuid in self.touched
+            or bool(self.leftovers(uuid))
+            or not all(self.is_ready(each) for each in self.on[uuid])
+        )
+
+    def is_used(self, uuid: str) -> bool:
+        return bool(self.on[uuid]) or bool(self.leftovers(uuid))
+
+    def mix(self, uuid: str) -> Mix:
+        found = self._mixes.get(uuid)
+        if found is None:
+            found = self._mixes[uuid] = mix_of(self.on[uuid])
+        return found
+
+    def kind(self, uuid: str) -> GpuKind:
+        return self.facts.gpus[uuid].gpu.kind
+
+    def chosen(self, serving: ServingKey, uuid: str) -> ChosenShape | None:
+        gpu = self.facts.gpus.get(uuid)
+        return None if gpu is None else self.shapes.get((serving, gpu.gpu.kind.name))
+
+    def memory_held(self, uuid: str) -> Bytes:
+        """Bytes that placements and pods without one hold, or will, on this GPU."""
+        held = self._held.get(uuid)
+        if held is None:
+            held = self._held[uuid] = Bytes(sum(self.memory_of(each, uuid) for each in self.members(uuid)))
+        return held
+
+    def memory_of(self, each: Member, uuid: str) -> Bytes:
+        """Bytes of one replica. Of a serving that nobody knows any more: what vLLM was told it may take."""
+        kind = self.kind(uuid)
+        if each.serving in self.facts.servings:
+            return self.prospects.memory_of(kind, (each.serving, each.shape))
+        hundredths = each.utilization_hundredths if isinstance(each, ReplicaSeen) else None
+        chosen = self.shapes.get((each.serving, kind.name))
+        if hundredths is None and chosen is not None:
+            hundredths = chosen.utilization_hundredths
+        return Bytes(kind.memory_bytes if hundredths is None else -(-kind.memory_bytes * hundredths // 100))
+
+    def cores_held(self, node: str) -> float:
+        """Whole cores that gpupack's replicas request on this node."""
+        if self._cores is None:
+            self._cores = defaultdict(float)
+            for uuid, gpu in self.facts.gpus.items():
+                for each in self.members(uuid):
+                    self._cores[gpu.gpu.node] += self._cores_of(each.serving)
+        return self._cores.get(node, 0.0)
+
+    def _cores_of(self, key: ServingKey) -> float:
+        serving = self.facts.servings.get(key)
+        return 0.0 if serving is None else float(serving.cpu_cores)
+
+    def add(self, placement: Placement) -> None:
+        self.on[placement.gpu_uuid].append(placement)
+        self.of[placement.serving].append(placement)
+        self._changed(placement.gpu_uuid)
+
+    def remove(self, placement: Placement) -> None:
+        self.on[placement.gpu_uuid].remove(placement)
+        self.of[placement.serving].remove(placement)
+        self._changed(placement.gpu_uuid)
+
+    def _changed(self, uuid: str) -> None:
+        self.touched.add(uuid)
+        self._cores = None
+        for kept in (self._mixes, self._held, self._leftovers):
+            kept.pop(uuid, None)
+
+    def free_slot(self, serving: ServingKey, uuid: str) -> int:
+        taken = {each.slot for each in self.on[uuid] if each.serving == serving}
+        taken |= {each.slot for each in self.facts.replicas_on.get(uuid, ()) if each.serving == serving}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)

@@ -1,0 +1,89 @@
+"""How many requests a second the replicas of a serving can finish: those that stand, fewer of them, or more.
+
+Knows the closing order, because it decides who survives. Not what the load is: that is `demand`'s business.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from gpupack.decide.board import Board
+from gpupack.decide.prospect import mix_of
+from gpupack.facts.placement import Placement
+from gpupack.facts.serving import Serving, ServingKey
+
+
+def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
+    """Requests a second that n replicas of the serving finish, all kept full.
+
+    Up to what is planned: on the GPUs where they stand, beside their neighbours, closing the last GPU first. Beyond:
+    in proportion to GPUs that hold nothing else, filled to R* one after another.
+    """
+    planned = list(closing_order(board, serving.key))
+    count = len(planned)
+    kept: dict[int, float] = {}
+    lone = _lone_curve(board, serving)
+
+    def standing(keep: int) -> float:
+        per_gpu: dict[str, list[Placement]] = defaultdict(list)
+        for placement in planned[count - keep :]:
+            per_gpu[placement.gpu_uuid].append(placement)
+        total = 0.0
+        for uuid, own in per_gpu.items():
+            gpu = board.facts.gpus.get(uuid)
+            if gpu is None:
+                continue
+            others = [each for each in board.on[uuid] if each.serving != serving.key]
+            mix = mix_of([*others, *own])
+            if not board.prospects.knows(mix):
+                mix = mix_of(own)
+            total += board.prospects.finish_rate(gpu.gpu.kind, mix, serving.key)
+        return total
+
+    def capacity(replicas: int) -> float:
+        if replicas <= 0:
+            return 0.0
+        if replicas <= count:
+            if replicas not in kept:
+                kept[replicas] = standing(replicas)
+            return kept[replicas]
+        if count and lone(count) > 0:
+            return capacity(count) * lone(replicas) / lone(count)
+        return lone(replicas)
+
+    return capacity
+
+
+def _lone_curve(board: Board, serving: Serving) -> Callable[[int], float]:
+    """Requests a second of n replicas on GPUs of their own, R* on each; the pool's best-filled kind stands for all."""
+    kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in board.facts.gpus.values()}
+    shapes = [board.shapes[serving.key, name] for name in sorted(kinds) if (serving.key, name) in board.shapes]
+    if not shapes:
+        return _nothing
+    best = max(shapes, key=lambda each: each.replicas_per_gpu)
+    kind, kin, each = kinds[best.gpu_kind], (serving.key, best.shape), max(1, best.replicas_per_gpu)
+
+    def finished(replicas: int) -> float:
+        return board.prospects.finish_rate(kind, ((kin, replicas),), serving.key) if replicas else 0.0
+
+    return lambda replicas: (replicas // each) * finished(each) + finished(replicas % each)
+
+
+def _nothing(replicas: int) -> float:
+    """No shape has been chosen on any kind of GPU."""
+    del replicas
+    return 0.0
+
+
+def closing_order(board: Board, serving: ServingKey) -> tuple[Placement, ...]:
+    """The serving's placements in the order in which they are given up: what is not ready, then the last GPU first."""
+    opened: dict[str, float] = {}
+    for placement in board.of[serving]:
+        opened[placement.gpu_uuid] = min(opened.get(placement.gpu_uuid, placement.planned_at), placement.planned_at)
+    return tuple(
+        sorted(
+            board.of[serving],
+            key=lambda each: (board.is_ready(each), -opened[each.gpu_uuid], each.gpu_uuid, -each.slot),
+        )
+    )

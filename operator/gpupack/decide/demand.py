@@ -1,0 +1,259 @@
+"""How many replicas the load asks for.
+
+Needed is the smallest count whose predicted capacity carries the arrivals at the target utilisation and drains the
+present queue in time. Up follows the larger of the windows at once; down looks at the peak of the whole delay and asks
+whether the survivors are predicted to hold it. Knows load and capacity, not GPUs: whether and where a replica fits is
+`pack`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
+from gpupack.facts.observation import Missing, Phase, ReplicaSeen
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import ScalingMode, Serving
+
+CONSTANT = 0.02
+"""Running counts that differ by less than this share, and by less than one, are called constant."""
+CONSTANT_FROM = 16
+"""Fewer running requests than this are too few to tell a constant from chance."""
+STEADY = 1.05
+"""Constant clients' arrivals peak at most this far above their mean."""
+CAPACITY_MOST = 4096
+
+Capacity = Callable[[int], float]
+"""Requests a second that so many replicas are predicted to finish, all of them kept full."""
+
+
+class Basis(StrEnum):
+    """What a demand rests on."""
+
+    MANUAL = "Manual"
+    DECLARED = "Declared"
+    MISSING = "Missing"
+    CLOSED_LOOP = "ClosedLoop"
+    ARRIVALS = "Arrivals"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """`wanted` replicas; never below what is planned, for going down is `spare`: one less would hold the load.
+
+    `floor` is how many may start without any reading. `rate` is arrivals a second (None without readings) and
+    `utilization` what they take of the present capacity. `missing` names the readings that are not there.
+    """
+
+    basis: Basis
+    wanted: int
+    floor: int
+    spare: bool
+    rate: float | None = None
+    utilization: float | None = None
+    missing: tuple[str, ...] = ()
+
+
+def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity) -> Demand:
+    """What the load on `serving`, of which `planned` replicas are in the plan, asks for."""
+    scaling = serving.scaling
+    if scaling.mode is ScalingMode.MANUAL:
+        count = scaling.replicas
+        return Demand(basis=Basis.MANUAL, wanted=count, floor=count, spare=planned > count)
+    floor = scaling.min_replicas
+    replicas = facts.replicas_of.get(serving.key, ())
+    serving_now = [each for each in replicas if each.phase is Phase.READY and not is_leaving(each)]
+    engines = [(each, facts.engines.get(each.name)) for each in serving_now]
+    missing = tuple(
+        f"{each.name}: {_why(engine)}"
+        for each, engine in engines
+        if not _has_rate(engine, facts.policy) and not _is_young(each, facts)
+    )
+    if missing:
+        return Demand(
+            basis=Basis.MISSING, wanted=max(planned, floor), floor=floor, spare=False, missing=missing
+        )
+    known = [engine for _, engine in engines if engine is not None and _has_rate(engine, facts.policy)]
+    if not known:
+        declared = serving.declared_rate
+        first = floor if declared is None else max(floor, _smallest(float(declared), 0.0, capacity, facts.policy))
+        return Demand(basis=Basis.DECLARED, wanted=max(planned, first), floor=floor, spare=False)
+    leaving = [facts.engines[each.name] for each in replicas if is_leaving(each) and each.name in facts.engines]
+    return _measured(serving, facts, planned, capacity, known, leaving, everyone=len(known) == len(engines))
+
+
+def _measured(
+    serving: Serving,
+    facts: Facts,
+    planned: int,
+    capacity: Capacity,
+    known: Sequence[EngineFacts],
+    leaving: Sequence[EngineFacts],
+    *,
+    everyone: bool,
+) -> Demand:
+    policy, floor = facts.policy, serving.scaling.min_replicas
+    rate = arrivals([*known, *leaving], policy)
+    waiting = sum(_number(each.waiting) for each in known)
+    now = capacity(planned)
+    utilization = rate / now if now > 0 else math.inf
+    clients = _constant_clients(known)
+    if clients is not None:
+        slots = max(1, _largest_batch(serving, facts))
+        needed = math.ceil(clients / slots)
+        peak = _peak(known, leaving)
+        spare = everyone and planned > needed and peak is not None and peak <= STEADY * rate
+        basis = Basis.CLOSED_LOOP
+    else:
+        needed = _smallest(rate, waiting, capacity, policy)
+        spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
+        basis = Basis.ARRIVALS
+        if needed <= planned and _queues_pile_up(serving, facts, planned):
+            needed, spare = planned + 1, False
+    return Demand(
+        basis=basis,
+        wanted=max(needed, planned, floor),
+        floor=floor,
+        spare=spare and planned > floor,
+        rate=rate,
+        utilization=utilization,
+    )
+
+
+def arrivals(engines: Sequence[EngineFacts], policy: Policy) -> float:
+    """Requests a second over all engines: the larger of the windows, each summed over those that have it."""
+    sums: dict[int, float] = {}
+    for engine in engines:
+        for index, window in enumerate(engine.windows[: len(policy.rate_windows)]):
+            if _is_long_enough(window, policy) and not isinstance(window.arrivals, Missing):
+                sums[index] = sums.get(index, 0.0) + window.arrivals
+    return max(sums.values(), default=0.0)
+
+
+def _smallest(rate: float, waiting: float, capacity: Capacity, policy: Policy) -> int:
+    """The least count that carries `rate` at the target utilisation and drains `waiting` in time.
+
+    Counts are doubled and then halved between, because capacity grows with the count.
+    """
+    needed = rate / policy.target_utilization + waiting / policy.drain_queue
+    if needed <= 0 or capacity(1) >= needed:
+        return 1
+    if capacity(1) <= 0:
+        return 1
+    low, high = 1, 2
+    while capacity(high) < needed and high < CAPACITY_MOST:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if capacity(middle) >= needed else (middle, high)
+    return high
+
+
+def _survivors_hold(
+    rate: float,
+    waiting: float,
+    known: Sequence[EngineFacts],
+    leaving: Sequence[EngineFacts],
+    planned: int,
+    capacity: Capacity,
+    policy: Policy,
+) -> bool:
+    """Whether one replica less is predicted to carry the peak of the whole delay; unknown peaks say no."""
+    peak = _peak(known, leaving)
+    if planned < 2 or peak is None:
+        return False
+    needed = max(peak, rate) / policy.target_utilization + waiting / policy.drain_queue
+    return capacity(planned - 1) >= needed
+
+
+def _peak(known: Sequence[EngineFacts], leaving: Sequence[EngineFacts]) -> float | None:
+    """The highest arrivals of the whole scale-down delay, summed over engines; None until all have been watched."""
+    if any(isinstance(each.peak_arrivals, Missing) for each in known):
+        return None
+    return sum(_number(each.peak_arrivals) for each in (*known, *leaving))
+
+
+def _queues_pile_up(serving: Serving, facts: Facts, planned: int) -> bool:
+    """More waiting than a whole batch at two scrapes in a row, at a time when no help is on its way.
+
+    A queue stays with its engine, so a replica that has just come gets the time to show its effect.
+    """
+    ready = [each for each in facts.replicas_of.get(serving.key, ()) if each.phase is Phase.READY]
+    if len(ready) < planned:
+        return False
+    if any(facts.at - _since(each) < facts.policy.drain_queue for each in ready) and len(ready) > 1:
+        return False
+    for replica in ready:
+        engine = facts.engines.get(replica.name)
+        if engine is None or isinstance(engine.waiting, Missing) or isinstance(engine.waiting_before, Missing):
+            continue
+        if min(engine.waiting, engine.waiting_before) > replica.shape.max_num_seqs:
+            return True
+    return False
+
+
+def _constant_clients(engines: Sequence[EngineFacts]) -> float | None:
+    """How many clients wait for their own answer before they ask again; None for an open stream of requests.
+
+    Such clients keep running plus waiting constant: now, at the last scrape, and over every window.
+    """
+    total = 0.0
+    for engine in engines:
+        if isinstance(engine.running, Missing) or isinstance(engine.waiting, Missing):
+            return None
+        if not engine.windows or engine.running < CONSTANT_FROM:
+            return None
+        reach = max(1.0, CONSTANT * (engine.running + engine.waiting))
+        for window in engine.windows:
+            if isinstance(window.running_mean, Missing) or isinstance(window.waiting_least, Missing):
+                return None
+            if abs(window.running_mean - engine.running) > reach:
+                return None
+            if engine.waiting - window.waiting_least > reach:
+                return None
+        if isinstance(engine.waiting_before, Missing) or abs(engine.waiting - engine.waiting_before) > reach:
+            return None
+        total += engine.running + engine.waiting
+    return total if total >= 1 else None
+
+
+def _largest_batch(serving: Serving, facts: Facts) -> int:
+    return max((each.shape.max_num_seqs for each in facts.replicas_of.get(serving.key, ())), default=1)
+
+
+def _has_rate(engine: EngineFacts | None, policy: Policy) -> bool:
+    if engine is None or isinstance(engine.waiting, Missing) or not engine.windows:
+        return False
+    first = engine.windows[0]
+    return _is_long_enough(first, policy) and not isinstance(first.arrivals, Missing)
+
+
+def _is_long_enough(window: Traffic, policy: Policy) -> bool:
+    """A window that has only begun is no evidence: half of the shortest one is asked for."""
+    return window.seconds >= policy.rate_windows[0] / 2
+
+
+def _is_young(replica: ReplicaSeen, facts: Facts) -> bool:
+    """Ready too recently to have a window; nothing is wrong with its readings yet."""
+    policy = facts.policy
+    grace = policy.rate_windows[0] + policy.engine_period * policy.stale_periods
+    return facts.at - _since(replica) < grace
+
+
+def _since(replica: ReplicaSeen) -> float:
+    return replica.created_at if replica.ready_at is None else replica.ready_at
+
+
+def _why(engine: EngineFacts | None) -> str:
+    if engine is None:
+        return "no readings"
+    wanted = [engine.waiting, *(window.arrivals for window in engine.windows[:1])]
+    missing = [each for each in wanted if isinstance(each, Missing)]
+    return f"{missing[0].origin} {missing[0].cause.value}" if missing else "the window is too short"
+
+
+def _number(known: float | Missing) -> float:
+    return 0.0 if isinstance(known, Missing) else known

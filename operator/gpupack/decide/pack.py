@@ -1,0 +1,484 @@
+"""Where one more replica may go, and everything that speaks against it.
+
+A chain of small checks, in the order of `plan.Reason`; the first objection on a GPU is its reason, all are listed. Fits
+are decided on integers. Knows one tick; what waits longer is `hold`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from gpupack.decide.board import Board
+from gpupack.decide.demand import Basis, Demand
+from gpupack.decide.prospect import Kin, Mix, rounded, with_one
+from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.interpretation import GpuFacts
+from gpupack.facts.observation import Cause, Missing, Phase
+from gpupack.facts.placement import ChosenShape, Placement, PredictedEffect
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import ScalingMode, Serving, ServingKey, Sharing, SharingWish, Slo
+from gpupack.perf.memory import utilization_hundredths
+from gpupack.perf.prediction import GpuPrediction, GroupPrediction
+from gpupack.plan import Reason, Unit, Verdict
+from gpupack.units import Ratio, Seconds
+
+FULL_BATCH = 0.9
+"""An engine that runs at least this share of its largest batch is called full."""
+CONTRADICTED = 2.0
+"""A reading of full engines that is off by more than this factor is on another scale or broken."""
+MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
+ORDER = {reason: index for index, reason in enumerate(Reason)}
+
+
+def sharing_of(serving: Serving, policy: Policy) -> Sharing | None:
+    """How engines of this serving share a GPU: what it wishes, as far as the pool allows; None where these conflict."""
+    wished = {
+        SharingWish.AUTO: (Sharing.MPS, Sharing.EXCLUSIVE),
+        SharingWish.MPS: (Sharing.MPS,),
+        SharingWish.EXCLUSIVE: (Sharing.EXCLUSIVE,),
+    }[serving.sharing]
+    return next((each for each in wished if each in policy.sharing), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One more replica of `serving`, of which the plan holds `planned`, on `gpu`."""
+
+    board: Board
+    serving: Serving
+    sharing: Sharing
+    gpu: GpuFacts
+    chosen: ChosenShape
+    demand: Demand
+    planned: int
+
+    @property
+    def uuid(self) -> str:
+        return self.gpu.gpu.uuid
+
+    @property
+    def kin(self) -> Kin:
+        return self.serving.key, self.chosen.shape
+
+    @property
+    def before(self) -> Mix:
+        return self.board.mix(self.uuid)
+
+    @property
+    def after(self) -> Mix:
+        return with_one(self.before, self.kin)
+
+    @property
+    def policy(self) -> Policy:
+        return self.board.facts.policy
+
+
+Check = Callable[[Candidate], Iterable[Verdict]]
+
+
+def objections(candidate: Candidate) -> tuple[Verdict, ...]:
+    """Everything against this replica on this GPU, in the order of `Reason`.
+
+    What engines would do together is asked only where the GPU is gpupack's and all of them are known.
+    """
+    found = [verdict for check in SIMPLE for verdict in check(candidate)]
+    ours = not any(each.reason is Reason.HELD_BY_OTHERS for each in found)
+    if ours and candidate.before and candidate.board.prospects.knows(candidate.after):
+        found.extend(verdict for check in TOGETHER for verdict in check(candidate))
+    return tuple(sorted(found, key=lambda each: ORDER[each.reason]))
+
+
+def data_missing(candidate: Candidate) -> Iterable[Verdict]:
+    """Readings that should be there and are not. Replicas up to the floor start on declared data."""
+    gpu, demand = candidate.gpu, candidate.demand
+    if not gpu.node_ready:
+        yield _missing(candidate.uuid, f"node {gpu.gpu.node} is not ready")
+    if not candidate.board.prospects.knows(candidate.before):
+        yield _missing(candidate.uuid, "an engine there belongs to a serving that cannot be read")
+    if candidate.planned < demand.floor:
+        return
+    if demand.missing:
+        yield _missing(str(candidate.serving.key), demand.missing[0], absent=len(demand.missing))
+    for known in (gpu.dram_active, gpu.fb_used):
+        if isinstance(known, Missing) and known.cause is not Cause.NO_SERIES:
+            yield _missing(candidate.uuid, f"{known.origin} {known.cause.value}")
+
+
+def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
+    board, uuid, key = candidate.board, candidate.uuid, candidate.serving.key
+    for name in candidate.gpu.foreign:
+        yield _held(uuid, 1.0, 0.0, Unit.NONE, name)
+    present = board.members(uuid)
+    elsewhere = {each.serving.namespace for each in present} | {
+        claim.namespace for claim in board.facts.claims_on.get(uuid, ())
+    }
+    for namespace in sorted(elsewhere - {key.namespace}):
+        yield _held(uuid, 1.0, 0.0, Unit.NONE, f"namespace {namespace}, which holds the claim of this GPU")
+    if candidate.sharing is Sharing.EXCLUSIVE and present:
+        yield _held(uuid, len(present), 0.0, Unit.REPLICAS, f"{present[0].serving}; {key} runs alone")
+    elif alone := [each for each in present if each.sharing is Sharing.EXCLUSIVE]:
+        yield _held(uuid, len(alone), 0.0, Unit.REPLICAS, f"{alone[0].serving}, which runs alone")
+    withdrawn = board.withdrawn.get((key, uuid))
+    if withdrawn is not None and withdrawn.until > board.facts.at:
+        detail = "a replica could not start there; it is not tried again yet"
+        yield _held(uuid, withdrawn.until - board.facts.at, 0.0, Unit.SECONDS, detail)
+    unexplained = unexplained_memory(board, uuid)
+    if unexplained is not None and unexplained > candidate.policy.unexplained_memory:
+        yield _held(
+            uuid, unexplained, candidate.policy.unexplained_memory, Unit.BYTES, "memory that no pod of gpupack explains"
+        )
+
+
+def unexplained_memory(board: Board, uuid: str) -> float | None:
+    """Framebuffer in use minus what gpupack's pods hold there; None without a reading."""
+    used = board.facts.gpus[uuid].fb_used
+    if isinstance(used, Missing):
+        return None
+    pods = board.facts.replicas_on.get(uuid, ())
+    return used - sum(board.memory_of(each, uuid) for each in pods if each.phase is not Phase.PENDING)
+
+
+def max_replicas(candidate: Candidate) -> Iterable[Verdict]:
+    scaling = candidate.serving.scaling
+    most = scaling.max_replicas if scaling.mode is ScalingMode.AUTO else None
+    if most is not None and candidate.planned >= most:
+        yield _verdict(
+            str(candidate.serving.key), Reason.MAX_REPLICAS, _given(candidate.planned + 1), _given(most), Unit.REPLICAS
+        )
+
+
+def demand_met(candidate: Candidate) -> Iterable[Verdict]:
+    demand, key = candidate.demand, str(candidate.serving.key)
+    if demand.wanted > candidate.planned:
+        return
+    if demand.basis is Basis.ARRIVALS and demand.utilization is not None:
+        load = Estimate.exact(demand.utilization, Source.MEASURED)
+        target = _given(candidate.policy.target_utilization)
+        yield _verdict(key, Reason.DEMAND_MET, load, target, Unit.RATIO, at_least=True)
+    else:
+        yield _verdict(
+            key, Reason.DEMAND_MET, _given(candidate.planned + 1), _given(demand.wanted), Unit.REPLICAS,
+            detail=demand.basis.value,
+        )  # fmt: skip
+
+
+def memory(candidate: Candidate) -> Iterable[Verdict]:
+    """Whole bytes: all replicas with the reserve, and what vLLM wants free at the start of the new one."""
+    board, uuid = candidate.board, candidate.uuid
+    kind = candidate.gpu.gpu.kind
+    total = board.prospects.memory_of(kind, candidate.kin)
+    held = board.memory_held(uuid)
+    at_start = -(-utilization_hundredths(total, kind) * kind.memory_bytes // 100)
+    needed = max(held + total + candidate.policy.gpu_reserve, held + at_start)
+    if needed > kind.memory_bytes:
+        observed = Estimate.exact(needed, Source.CALIBRATED)
+        yield _verdict(uuid, Reason.MEMORY, observed, _given(kind.memory_bytes), Unit.BYTES)
+    if isinstance(candidate.gpu.fb_used, Missing) and (present := len(board.members(uuid))):
+        yield _verdict(
+            uuid, Reason.MEMORY, _given(present + 1), _given(1), Unit.REPLICAS,
+            detail=f"without {candidate.gpu.fb_used.origin} one replica a GPU",
+        )  # fmt: skip
+
+
+def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
+    node = candidate.board.facts.nodes.get(candidate.gpu.gpu.node)
+    if node is None:
+        return
+    needed = candidate.board.cores_held(node.name) + candidate.serving.cpu_cores
+    free = max(0.0, node.cpu_cores - node.cpu_cores_of_others)
+    if needed > free:
+        yield _verdict(candidate.uuid, Reason.HOST_CPU, _given(needed), _given(free), Unit.CORES)
+
+
+def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
+    """Every engine on the GPU against its own promise, at the loads to expect once the replica has its share.
+
+    A first token that already comes too late is no objection to a replica that makes it come sooner.
+    """
+    board = candidate.board
+    kind = candidate.gpu.gpu.kind
+    rates = rates_on(board, candidate.after, candidate.serving.key)
+    after = board.prospects.loaded(kind, candidate.after, rates)
+    before: dict[Kin, GroupPrediction] | None = None
+    for (kin, _), group in zip(candidate.after, after.groups, strict=True):
+        slo = promise_of(board, kin[0], kind)
+        if slo is None:
+            continue
+        limit = Estimate.exact(0.0, Source.ASSUMED if slo.assumed else Source.MEASURED)
+        itl = itl_of(group, slo)
+        if slo.itl is not None and itl > slo.itl:
+            yield _verdict(
+                str(kin[0]), Reason.LATENCY_SLO, _predicted(itl, after), _at(limit, slo.itl), Unit.SECONDS,
+                detail="inter-token latency",
+            )  # fmt: skip
+        if slo.ttft is None or rates[kin[0]] is None:
+            continue
+        if before is None:
+            old = board.prospects.loaded(kind, candidate.before, rates_on(board, candidate.before, None))
+            before = {each: was for (each, _), was in zip(candidate.before, old.groups, strict=True)}
+        ttft, was = ttft_of(group, slo), before.get(kin)
+        earlier = None if was is None else ttft_of(was, slo)
+        if was is not None and earlier is None:
+            continue
+        if ttft is None:
+            load = _predicted(1.0 if group.utilization is None else group.utilization, after)
+            detail = "requests would come faster than they can be served"
+            yield _verdict(str(kin[0]), Reason.LATENCY_SLO, load, _given(1.0), Unit.RATIO, detail=detail)
+        elif ttft > slo.ttft and (earlier is None or ttft > earlier):
+            yield _verdict(
+                str(kin[0]), Reason.LATENCY_SLO, _predicted(ttft, after), _at(limit, slo.ttft), Unit.SECONDS,
+                detail="time to first token",
+            )  # fmt: skip
+
+
+def bandwidth_ceiling(candidate: Candidate) -> Iterable[Verdict]:
+    saturation, ceiling = saturation_of(candidate.board, candidate.uuid)
+    if saturation.value >= ceiling:
+        yield _verdict(candidate.uuid, Reason.BANDWIDTH_CEILING, saturation, _given(ceiling), Unit.RATIO)
+
+
+def saturation_of(board: Board, uuid: str) -> tuple[Estimate, Ratio]:
+    """Saturation at full batches before anything is added, and the ceiling that goes with how well it is known.
+
+    Measured where the engines really are full and the counter is not contradicted by what they do; else predicted,
+    and without a counter to be trusted only up to the lower ceiling.
+    """
+    policy, gpu = board.facts.policy, board.facts.gpus[uuid]
+    full = board.prospects.full(gpu.gpu.kind, board.mix(uuid))
+    predicted = _predicted(full.saturation, full)
+    if isinstance(gpu.dram_active, Missing):
+        return predicted, policy.unmeasured_saturation_ceiling
+    if not _is_full(board, uuid, full):
+        return predicted, policy.saturation_ceiling
+    off = gpu.dram_active / full.dram_active if full.dram_active > 0 else float("inf")
+    if gpu.dram_active > 1.0 or not 1 / CONTRADICTED <= off <= CONTRADICTED:
+        return predicted, policy.unmeasured_saturation_ceiling
+    return Estimate.exact(gpu.dram_active / full.dram_active_max, Source.MEASURED), policy.saturation_ceiling
+
+
+def _is_full(board: Board, uuid: str, full: GpuPrediction) -> bool:
+    """Whether every engine on the GPU has been running its largest batch over the shortest window."""
+    largest = {kin: group.running_mean for (kin, _), group in zip(board.mix(uuid), full.groups, strict=True)}
+    for placement in board.on[uuid]:
+        pod = board.pod(placement)
+        engine = None if pod is None else board.facts.engines.get(pod.name)
+        if engine is None or not engine.windows:
+            return False
+        running = engine.windows[0].running_mean
+        if isinstance(running, Missing) or running < FULL_BATCH * largest[(placement.serving, placement.shape)]:
+            return False
+    return True
+
+
+def marginal_gain(candidate: Candidate) -> Iterable[Verdict]:
+    """Throughput of the whole GPU at full batches, in units of lone engines."""
+    prospects, kind = candidate.board.prospects, candidate.gpu.gpu.kind
+    gain = prospects.worth(kind, candidate.after) / prospects.worth(kind, candidate.before) - 1.0
+    least = candidate.policy.least_marginal_gain
+    if gain < least:
+        full = prospects.full(kind, candidate.after)
+        observed = _predicted(gain, full)
+        yield _verdict(candidate.uuid, Reason.MARGINAL_GAIN, observed, _given(least), Unit.RATIO, at_least=True)
+
+
+SIMPLE: tuple[Check, ...] = (data_missing, held_by_others, max_replicas, demand_met, memory, host_cpu)
+TOGETHER: tuple[Check, ...] = (latency_slo, bandwidth_ceiling, marginal_gain)
+
+
+def promise_of(board: Board, key: ServingKey, kind: GpuKind) -> Slo | None:
+    """The user's SLO, or the one that was assumed when the shape was chosen."""
+    serving = board.facts.servings.get(key)
+    if serving is not None and serving.slo is not None:
+        return serving.slo
+    chosen = board.shapes.get((key, kind.name))
+    return None if chosen is None else chosen.slo
+
+
+def rates_on(board: Board, mix: Mix, added: ServingKey | None) -> Mapping[ServingKey, float | None]:
+    """Requests a second of one engine of each serving, arrivals dealt evenly; None where no rate is known."""
+    rates: dict[ServingKey, float | None] = {}
+    for (key, _), _ in mix:
+        rate = board.rates.get(key)
+        count = len(board.of[key]) + (1 if key == added else 0)
+        rates[key] = None if rate is None else rounded(rate / max(1, count))
+    return rates
+
+
+def itl_of(group: GroupPrediction, slo: Slo) -> Seconds:
+    return {"Mean": group.itl_mean, "P95": group.itl_p95, "P99": group.itl_p99}[slo.statistic.value]
+
+
+def ttft_of(group: GroupPrediction, slo: Slo) -> Seconds | None:
+    return {"Mean": group.ttft_mean, "P95": group.ttft_p95, "P99": group.ttft_p99}[slo.statistic.value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found for one more replica: a GPU, or why none.
+
+    `waiting`: a GPU would take it and is only busy with another step. `verdicts` are all objections of all GPUs looked
+    at; `stop` is the reason, `past` what a manual count goes past on the GPU taken.
+    """
+
+    uuid: str | None
+    waiting: bool
+    stop: Verdict | None
+    verdicts: tuple[Verdict, ...]
+    past: tuple[Verdict, ...] = ()
+
+
+Tried = tuple[str, tuple[Verdict, ...]]
+"""A GPU that was looked at, and what speaks against it."""
+
+
+def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> Survey:
+    """The best GPU for one more replica: spread over those in use, another one only when none of them can take it.
+
+    The reason for stopping is that of the GPU that came closest, among the GPUs tried last.
+    """
+    used = [uuid for uuid in board.facts.gpus if board.is_used(uuid)]
+    unused = [uuid for uuid in board.facts.gpus if not board.is_used(uuid)]
+    most = board.facts.policy.max_gpus
+    if most is not None:
+        unused = unused if len(used) < most else []
+    unused.sort(key=lambda uuid: _is_unreachable(board, serving, uuid))
+    planned = len(board.of[serving.key])
+    if demand.wanted <= planned:
+        own = {placement.gpu_uuid for placement in board.of[serving.key]}
+        used, unused = [uuid for uuid in used if uuid in own], unused[:1]
+    tried: list[Tried] = []
+    groups: list[list[Tried]] = []
+    for group in (used, unused):
+        found: list[Tried] = []
+        for uuid in group:
+            chosen = board.chosen(serving.key, uuid)
+            if chosen is None:
+                continue
+            candidate = Candidate(
+                board=board, serving=serving, sharing=sharing, gpu=board.facts.gpus[uuid], chosen=chosen,
+                demand=demand, planned=planned,
+            )  # fmt: skip
+            found.append((uuid, objections(candidate)))
+            if group is unused and not found[-1][1]:
+                break
+        groups.append(found)
+        tried.extend(found)
+        if any(not against for _, against in found):
+            break
+    for goes_past in (False, True) if serving.scaling.mode is ScalingMode.MANUAL else (False,):
+        for found in groups:
+            open_now = [(uuid, against) for uuid, against in found if not blocking(against, goes_past=goes_past)]
+            still = [(uuid, against) for uuid, against in open_now if not board.is_moving(uuid)]
+            if still:
+                uuid, against = min(still, key=lambda each: (_load(board, each[0]), each[0]))
+                return Survey(uuid=uuid, waiting=False, stop=None, verdicts=_listed(tried), past=against)
+            if open_now:
+                return Survey(uuid=None, waiting=True, stop=None, verdicts=_listed(tried))
+    return Survey(uuid=None, waiting=False, stop=_reason(board, serving, tried, demand), verdicts=_listed(tried))
+
+
+def blocking(against: Iterable[Verdict], *, goes_past: bool) -> tuple[Verdict, ...]:
+    """The objections that count: a manual count goes past some of them."""
+    return tuple(each for each in against if not (goes_past and each.reason in MANUAL_GOES_PAST))
+
+
+def _reason(board: Board, serving: Serving, tried: list[Tried], demand: Demand) -> Verdict | None:
+    """The first objection on the GPU that came closest; among GPUs not in use, if it took those to try."""
+    manual = serving.scaling.mode is ScalingMode.MANUAL
+    firsts = [(uuid, blocking(against, goes_past=manual)[0]) for uuid, against in tried]
+    if demand.wanted > len(board.of[serving.key]):
+        firsts = [each for each in firsts if not board.is_used(each[0])] or firsts
+    return max((verdict for _, verdict in firsts), key=lambda each: ORDER[each.reason], default=None)
+
+
+def _is_unreachable(board: Board, serving: Serving, uuid: str) -> bool:
+    chosen = board.chosen(serving.key, uuid)
+    return chosen is not None and chosen.unreachable is not None
+
+
+def _load(board: Board, uuid: str) -> float:
+    """How far the GPU is filled, for spreading: predicted saturation at full batches."""
+    mix = board.mix(uuid)
+    return round(board.prospects.full(board.kind(uuid), mix).saturation, 3) if mix else 0.0
+
+
+def _listed(tried: list[Tried]) -> tuple[Verdict, ...]:
+    """Every objection once, in the order of reasons and then of subjects."""
+    unique = dict.fromkeys(verdict for _, against in tried for verdict in against)
+    return tuple(sorted(unique, key=lambda each: (ORDER[each.reason], each.subject, each.detail)))
+
+
+def went_past(board: Board, serving: Serving) -> tuple[Reason, ...]:
+    """Which reasons the last replica of a manual count stands against, on any GPU that it uses."""
+    found: set[Reason] = set()
+    for uuid in sorted({placement.gpu_uuid for placement in board.of[serving.key]}):
+        gpu, chosen = board.facts.gpus.get(uuid), board.chosen(serving.key, uuid)
+        if gpu is None or chosen is None:
+            continue
+        kind, after = gpu.gpu.kind, board.mix(uuid)
+        own = [kin for kin, _ in after if kin[0] == serving.key]
+        before = with_one(after, own[-1], -1)
+        if not before or not board.prospects.knows(after):
+            continue
+        full = board.prospects.full(kind, before)
+        if full.saturation >= board.facts.policy.saturation_ceiling:
+            found.add(Reason.BANDWIDTH_CEILING)
+        gain = board.prospects.worth(kind, after) / board.prospects.worth(kind, before) - 1.0
+        if gain < board.facts.policy.least_marginal_gain:
+            found.add(Reason.MARGINAL_GAIN)
+        now = board.prospects.full(kind, after)
+        for (kin, _), group in zip(after, now.groups, strict=True):
+            slo = promise_of(board, kin[0], kind)
+            if slo is not None and slo.itl is not None and itl_of(group, slo) > slo.itl:
+                found.add(Reason.LATENCY_SLO)
+    return tuple(sorted(found, key=lambda each: ORDER[each]))
+
+
+def effect(board: Board, placement: Placement) -> PredictedEffect | None:
+    """What this replica is predicted to bring at full batches: the GPU without it, and with it."""
+    gpu = board.facts.gpus.get(placement.gpu_uuid)
+    after = board.mix(placement.gpu_uuid)
+    if gpu is None or not board.prospects.knows(after):
+        return None
+    kind, kin = gpu.gpu.kind, (placement.serving, placement.shape)
+    before = with_one(after, kin, -1)
+    full = board.prospects.full(kind, after)
+    own = next(group for (each, _), group in zip(after, full.groups, strict=True) if each == kin)
+    slo = promise_of(board, placement.serving, kind)
+    return PredictedEffect(
+        tokens_per_second_before=board.prospects.full(kind, before).total_tokens_per_second if before else 0.0,
+        tokens_per_second_after=full.total_tokens_per_second,
+        saturation_after=full.saturation,
+        itl_after=own.itl_p95 if slo is None else itl_of(own, slo),
+    )
+
+
+def _missing(subject: str, detail: str, absent: int = 1) -> Verdict:
+    return _verdict(subject, Reason.DATA_MISSING, _given(absent), _given(0), Unit.NONE, detail=detail)
+
+
+def _held(uuid: str, observed: float, limit: float, unit: Unit, detail: str) -> Verdict:
+    return _verdict(uuid, Reason.HELD_BY_OTHERS, _given(observed), _given(limit), unit, detail=detail)
+
+
+def _verdict(
+    subject: str, reason: Reason, observed: Estimate, limit: Estimate, unit: Unit, *, at_least: bool = False,
+    detail: str = "",
+) -> Verdict:  # fmt: skip
+    return Verdict(
+        subject=subject, reason=reason, observed=observed, limit=limit, unit=unit, at_least=at_least, detail=detail
+    )
+
+
+def _given(value: float) -> Estimate:
+    return Estimate.exact(float(value), Source.MEASURED)
+
+
+def _at(limit: Estimate, value: float) -> Estimate:
+    return Estimate.exact(value, limit.source)
+
+
+def _predicted(value: float, prediction: GpuPrediction) -> Estimate:
+    return Estimate.within(value, prediction.error, prediction.source)
