@@ -8,7 +8,7 @@ be compared.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from gpupack.facts.gpu import GpuKind
@@ -18,8 +18,9 @@ from gpupack.perf.prediction import EngineGroup, GpuPrediction
 from gpupack.perf.sharing import GPU_RESERVE, Engines
 from gpupack.units import Bytes
 
-# Euler's constant: the longest of n exponential lives is ln n + 0.577 mean lives.
-_EULER = 0.5772
+# Points of the integrals over output lengths (in means) and over the tail.
+_LENGTH_POINTS, _LONGEST = 320, 8.0
+_TAIL_POINTS = 32
 
 
 class _Run(NamedTuple):
@@ -38,11 +39,11 @@ def predict_run(
     Without a request rate they all wait at the start. TTFT has no steady value then and is None.
     """
     engines = steady_state.steady(gpu, groups, sharing)
-    replicas = sum(group.replicas for group in groups)
+    share = requests / sum(group.replicas for group in groups)
+    drains = _drains(engines, groups, sharing, share)
     answers = []
-    for group, each in zip(groups, engines, strict=True):
-        share = requests / replicas
-        run = _all_at_once(group, each, share) if each.queue is None else _arriving(each, share)
+    for group, each, drain in zip(groups, engines, drains, strict=True):
+        run = _all_at_once(group, each, share, drain) if each.queue is None else _arriving(each, share)
         steady_gap = each.cycle.seconds(each.stretch)
         p95, p99 = (steady_state.gap_quantile(each, level) for level in (0.95, 0.99))
         answers.append(
@@ -59,29 +60,85 @@ def predict_run(
     return steady_state.whole_gpu(gpu, groups, engines, tuple(answers), reserve)
 
 
-def _all_at_once(group: EngineGroup, each: Engines, requests: float) -> _Run:
-    """Intake, full batches, and a tail at falling batch (facts/performance.md 2)."""
-    one = each.batch
+class _Drain(NamedTuple):
+    """One engine's tail, when nothing waits any more: its tokens, its seconds, and the gaps of all its tokens added."""
+
+    tokens: float
+    seconds: float
+    gaps: float
+
+
+def _all_at_once(group: EngineGroup, each: Engines, requests: float, drain: _Drain) -> _Run:
+    """Intake of all prompts, full batches, and the tail."""
     running = min(each.running, requests)
-    output = one.output_mean
-    cycle = one.cycle(running)
-    gap = cycle.seconds(each.stretch)
-    lone = one.engine.decode(0.0, 0.0)
-    fixed = lone.host + each.stretch * lone.gpu
-    growing = cycle.plain_seconds(each.stretch) - fixed
+    gap = each.batch.cycle(running).seconds(each.stretch)
     intake = requests * group.coefficients.ingest_per_request
-    if one.output_cv < 0.1:
-        tail_tokens = running * output / 2
-        tail_seconds = output * (fixed + growing / 2)
-        tail_gaps = running * output * (fixed / 2 + growing / 3)
-    else:
-        tail_tokens = running * one.residual
-        tail_seconds = one.residual * (fixed * (math.log(running) + _EULER) + growing)
-        tail_gaps = running * one.residual * (fixed + growing / 2)
-    tokens = requests * output
-    full = max(0.0, tokens - tail_tokens)
-    seconds = full / running * gap + tail_seconds + intake
-    return _Run(seconds, (full * gap + tail_gaps + intake * running) / (full + tail_tokens))
+    tokens = requests * each.batch.output_mean
+    full = max(0.0, tokens - drain.tokens)
+    seconds = full / running * gap + drain.seconds + intake
+    return _Run(seconds, (full * gap + drain.gaps + intake * running) / (full + drain.tokens))
+
+
+def _drains(
+    engines: tuple[Engines, ...], groups: tuple[EngineGroup, ...], sharing: Sharing, requests: float
+) -> list[_Drain]:
+    """The tails of all engines, which drain side by side.
+
+    Of n sequences met at a random moment, those with a residual life beyond k steps are still there after k; the last
+    one ends when the longest does. Steps get shorter as batches fall, and siblings' stretch falls with them.
+    """
+    tokens = [0.0] * len(engines)
+    seconds = [0.0] * len(engines)
+    gaps = [0.0] * len(engines)
+    for nodes in zip(*(_residuals(group.lengths.output_cv) for group in groups), strict=True):
+        now = []
+        steps = []
+        widths = []
+        for each, (weight, survival) in zip(engines, nodes, strict=True):
+            full = min(each.running, requests)
+            alive = -math.expm1(full * math.log1p(-min(survival, 1 - 1e-12)))
+            alive = max(alive, 1e-9)
+            now.append(each._replace(running=full * survival, active=alive))
+            steps.append(each.batch.engine.decode(full * survival / alive, each.batch.context))
+            widths.append(weight * each.batch.output_mean)
+        stretched = steady_state.with_contention(now, steps, groups, sharing)
+        for index, (each, step, width) in enumerate(zip(stretched, steps, widths, strict=True)):
+            gap = step.host + each.stretch * step.gpu
+            tokens[index] += width * each.running
+            seconds[index] += width * each.active * gap
+            gaps[index] += width * each.running * gap
+    return [_Drain(*each) for each in zip(tokens, seconds, gaps, strict=True)]
+
+
+@cache
+def _residuals(cv: float) -> tuple[tuple[float, float], ...]:
+    """Nodes of an integral over the residual life of output lengths: (weight, share that lives longer), in means.
+
+    The residual life of a renewal process: its density is the share of lengths beyond, over the mean. Lengths are all
+    alike below a cv of 0.1 and gamma distributed above.
+    """
+    if cv < 0.1:
+        width = 1 / _TAIL_POINTS
+        return tuple((width, 1 - (index + 0.5) * width) for index in range(_TAIL_POINTS))
+    shape = 1 / cv**2
+    longest = _LONGEST * max(1.0, cv**2)
+    step = longest / _LENGTH_POINTS
+    middles = [(index + 0.5) * step for index in range(_LENGTH_POINTS)]
+    density = [middle ** (shape - 1) * math.exp(-shape * middle) for middle in middles]
+    beyond = _sums_from_the_end(density)
+    longer = _sums_from_the_end([each / beyond[0] for each in beyond])
+    total = longer[0]
+    per_node = _LENGTH_POINTS // _TAIL_POINTS
+    return tuple((per_node * step, longer[index * per_node + per_node // 2] / total) for index in range(_TAIL_POINTS))
+
+
+def _sums_from_the_end(values: list[float]) -> list[float]:
+    sums = []
+    running = 0.0
+    for value in reversed(values):
+        running += value
+        sums.append(running)
+    return sums[::-1]
 
 
 def _arriving(each: Engines, requests: float) -> _Run:

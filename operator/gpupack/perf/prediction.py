@@ -31,6 +31,7 @@ class Coefficients:
     time_slicing_interference: Ratio
     source: Source
     error: Ratio
+    weight_read_efficiency: Ratio = Ratio(0.96)
 
 
 class Router(StrEnum):

@@ -3,14 +3,17 @@
 A step takes Z + D: Z on the host (launches, scheduling, sampling), in which a sibling can use the GPU, and D in which
 the step holds the GPU. Knows one engine alone; who else is on the GPU is `sharing`'s business.
 
-    D = gL L + max(weights read / BW, FLOP / F) + contexts x KV bytes / (ea BW)
+    D = gL L + sqrt((weights / (ew BW))^2 + (FLOP / F)^2) + contexts x KV bytes / (ea BW)
     Z = zL L + z1 n + [prefill] (zp n + max(0, te L - zL L - D))
 
-with BW the DRAM peak, F the reached share of the tensor-core peak (facts/performance.md 1).
+with BW the DRAM peak and F the reached share of the tensor-core peak. The form was found on the published runs of
+arXiv 2503.08311 (163 of one engine, three models), where each term had to help models that were left out: a corner
+rounded by squares between reading and computing predicts a left-out model better than the larger of the two.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,8 +51,8 @@ class Engine(NamedTuple):
 
     def decode(self, running: float, context: float) -> Step:
         """Every running sequence of `context` tokens on average gets one token."""
-        dense = max(self.weight_seconds, running * (self.body_seconds + self.logits_seconds))
         contexts = running * context
+        dense = math.hypot(self.weight_seconds, running * (self.body_seconds + self.logits_seconds))
         return Step(
             self.host_fixed + self.host_per_sequence * running,
             self.gpu_fixed + dense + contexts * self.kv_seconds,
@@ -59,29 +62,26 @@ class Engine(NamedTuple):
     def prefill(self, prompts: float, tokens_each: float, running: float) -> Step:
         """A step of whole prompts alone, while `running` sequences wait."""
         tokens = prompts * tokens_each
-        dense = max(self.weight_seconds, self._prefill_seconds(tokens, prompts, tokens_each))
-        return self._eager(self.gpu_fixed + dense, running, self.weight_bytes + tokens * self.kv_bytes, self.host_fixed)
+        dense = math.hypot(self.weight_seconds, self._prefill_seconds(tokens, tokens_each))
+        return self._eager(self.host_fixed, self.gpu_fixed + dense, running, self.weight_bytes + tokens * self.kv_bytes)
 
     def mixed(self, running: float, context: float, tokens: float, prompt: float) -> Step:
         """A decode step that also computes `tokens` of prompts of `prompt` tokens each."""
-        dense = max(
-            self.weight_seconds,
-            running * (self.body_seconds + self.logits_seconds)
-            + self._prefill_seconds(tokens, tokens / max(prompt, 1.0), prompt),
-        )
         contexts = running * context
+        flops = running * (self.body_seconds + self.logits_seconds) + self._prefill_seconds(tokens, prompt)
         return self._eager(
-            self.gpu_fixed + dense + contexts * self.kv_seconds,
+            self.host_fixed + self.host_per_sequence * running,
+            self.gpu_fixed + math.hypot(self.weight_seconds, flops) + contexts * self.kv_seconds,
             running,
             self.weight_bytes + (contexts + running + tokens) * self.kv_bytes,
-            self.host_fixed + self.host_per_sequence * running,
         )
 
-    def _prefill_seconds(self, tokens: float, prompts: float, tokens_each: float) -> float:
-        per_token = self.body_seconds + self.attention_seconds * tokens_each / 2
-        return tokens * per_token + prompts * self.logits_seconds
+    def _prefill_seconds(self, tokens: float, prompt: float) -> float:
+        """Tensor-core time of `tokens` of prompts of `prompt` tokens: body, causal attention, one sampled row each."""
+        per_token = self.body_seconds + self.attention_seconds * prompt / 2 + self.logits_seconds / max(prompt, 1.0)
+        return tokens * per_token
 
-    def _eager(self, gpu: float, running: float, moved: float, host: float) -> Step:
+    def _eager(self, host: float, gpu: float, running: float, moved: float) -> Step:
         """A step with prefill runs without captured graphs: its launches alone take the floor."""
         idle = max(0.0, self.eager_floor - self.host_fixed - gpu)
         return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved)
@@ -103,7 +103,7 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
     kv_bytes = float(llm.kv_bytes_per_token(dtype))
     return Engine(
         weight_bytes=weight_bytes,
-        weight_seconds=weight_bytes / bandwidth,
+        weight_seconds=weight_bytes / (coefficients.weight_read_efficiency * bandwidth),
         kv_bytes=kv_bytes,
         kv_seconds=kv_bytes / (coefficients.kv_read_efficiency * bandwidth),
         body_seconds=2 * body / flops,

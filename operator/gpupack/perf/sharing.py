@@ -21,6 +21,7 @@ from gpupack.perf.cycle import Batch, Cycle, batch, normal_quantile
 from gpupack.perf.memory import kv_tokens_needed, replica_memory
 from gpupack.perf.prediction import EngineGroup, GpuPrediction, GroupPrediction, Router
 from gpupack.perf.queueing import Customer, Slots, is_exact, slots, stretches
+from gpupack.perf.roofline import Step
 from gpupack.units import GIB, Bytes, PerSecond, Ratio, Seconds
 
 GPU_RESERVE = Bytes(GIB)
@@ -85,7 +86,7 @@ def steady(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> t
         raise Invalid("sharing", f"{count} engines cannot have one GPU exclusively", "choose MPS or one replica")
     now = [_start(gpu, group) for group in groups]
     for _ in range(_ROUNDS):
-        now = _with_contention(now, groups, sharing)
+        now = with_contention(now, [each.cycle.whole for each in now], groups, sharing)
         moved = 0.0
         for index, each in enumerate(now):
             if each.offered is not None:
@@ -112,21 +113,22 @@ def _start(gpu: GpuKind, group: EngineGroup) -> Engines:
     )
 
 
-def _with_contention(engines: list[Engines], groups: tuple[EngineGroup, ...], sharing: Sharing) -> list[Engines]:
-    """The same batches with the stretch that they cause each other.
+def with_contention(
+    engines: list[Engines], steps: list[Step], groups: tuple[EngineGroup, ...], sharing: Sharing
+) -> list[Engines]:
+    """The same batches, each repeating its step, with the stretch that they cause each other.
 
     An engine that is active a share p of its time is, to its siblings, one that thinks longer: the pauses are dealt to
-    its cycles.
+    its steps.
     """
     present = sum(each.replicas * each.active for each in engines)
     customers = []
     interferences = []
-    for each, group in zip(engines, groups, strict=True):
+    for each, step, group in zip(engines, steps, groups, strict=True):
         others = present - each.active
         interference = 1 + _interference(group, sharing) * others / (1 + others)
-        cycle = each.cycle
-        pause = (1 - each.active) / each.active * cycle.seconds(each.stretch)
-        customers.append(Customer(cycle.whole.host + pause, cycle.whole.gpu * interference, each.replicas))
+        pause = (1 - each.active) / each.active * (step.host + each.stretch * step.gpu)
+        customers.append(Customer(step.host + pause, step.gpu * interference, each.replicas))
         interferences.append(interference)
     return [
         each._replace(interference=interference, stretch=interference * stretch)
