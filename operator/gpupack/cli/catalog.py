@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             [
                 (
                     llm.name,
-                    ", ".join(llm.aliases),
+                    llm.aliases[0],
                     f"{llm.parameters / 1e9:.2f} B",
                     str(llm.layers),
                     f"{llm.kv_bytes_per_token(Dtype.FLOAT16) / KIB:.0f}",

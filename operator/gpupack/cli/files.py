@@ -112,9 +112,10 @@ def read_profile(
             document = json.loads(text)
         except json.JSONDecodeError as wrong:
             raise Invalid(option, f"{path} is not JSON ({wrong})", accepted) from wrong
-        rows = document.get("points") if isinstance(document, dict) else document
-        if not isinstance(rows, list):
+        listed = document.get("points") if isinstance(document, dict) else document
+        if not isinstance(listed, list):
             raise Invalid(option, f"{path} holds no list of rows", accepted)
+        rows = listed
     else:
         rows = list(csv.DictReader(io.StringIO(text)))
     points = []

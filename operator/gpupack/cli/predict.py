@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from gpupack.cli.answer import Answer, print_answer
+from gpupack.cli.answer import of_prediction, print_answer
 from gpupack.cli.arguments import add_common, options
 from gpupack.cli.setting import Setting, setting
 from gpupack.facts.policy import Policy
-from gpupack.perf import sharing
+from gpupack.perf import batching, sharing
 from gpupack.perf.prediction import GpuPrediction
 
 
@@ -19,13 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = options(args)
     asked = setting(given)
-    print_answer(asked, Answer.of_prediction(asked, predict(asked)), given.json)
+    print_answer(asked, of_prediction(asked, predict(asked)), given.json)
     return 0
 
 
 def predict(asked: Setting) -> GpuPrediction:
+    reserve = Policy().gpu_reserve
     if asked.requests is None:
-        return sharing.predict(asked.gpu, asked.groups, asked.sharing, Policy().gpu_reserve)
-    from gpupack.perf import batching
-
-    return batching.predict_run(asked.gpu, asked.groups, asked.sharing, asked.requests)
+        return sharing.predict(asked.gpu, asked.groups, asked.sharing, reserve)
+    return batching.predict_run(asked.gpu, asked.groups, asked.sharing, asked.requests, reserve)

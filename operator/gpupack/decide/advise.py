@@ -27,7 +27,9 @@ from gpupack.units import Bytes, PerSecond, Seconds
 
 LARGEST_BATCH = 1024
 FINE_STEP = 8
-_LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+# Every batch limit that is worth a thought, and the few of them that are looked at first.
+BATCHES = (*range(1, FINE_STEP), *range(FINE_STEP, LARGEST_BATCH + 1, FINE_STEP))
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 # Among batches whose goodput differs by less than this the smallest is taken: less KV memory, less latency.
 _TIE = 0.003
 # Counts whose worth after the coarse pass is below this share of the best one are not looked at more closely.
@@ -147,11 +149,11 @@ def _advice(
 def _without_choice(search: Search) -> Advice:
     """No batch may run: it does not fit, or the promise cannot be kept and the batch of lowest latency runs alone."""
     fixed = search.question.batching.fixed
-    batches = _LADDER if fixed is None else (fixed,)
+    batches = LADDER if fixed is None else (fixed,)
     objections = {batch: tuple(search.objections(batch, 1)) for batch in batches}
     room = [batch for batch in batches if objections[batch][0].reason is Reason.LATENCY_SLO]
     rejected = tuple(
-        Rejected(max_num_seqs=batch, replicas=1, verdict=verdict) for batch in batches for verdict in objections[batch]
+        Rejected(max_num_seqs=batch, replicas=1, verdict=objections[batch][0]) for batch in (room or batches[:1])
     )
     if not room:
         smallest = batches[0]
@@ -314,6 +316,10 @@ class Search:
             if verdict is not None:
                 yield verdict
 
+    def no_room(self, batch: int, replicas: int) -> Verdict | None:
+        """Why so many engines cannot stand on the GPU at all, whatever they would bring."""
+        return self._too_many(replicas) or self._memory_short(batch, replicas) or self._cpu_short(replicas)
+
     def _too_many(self, replicas: int) -> Verdict | None:
         if self.most_replicas is None or replicas <= self.most_replicas:
             return None
@@ -423,7 +429,7 @@ class Search:
         Coarse to fine: a ladder of batches, then the neighbourhood of the best batch of every count that is near.
         """
         fixed = self.question.batching.fixed
-        for batch in _LADDER if fixed is None else (fixed,):
+        for batch in LADDER if fixed is None else (fixed,):
             self.walk(batch)
         if fixed is None:
             for step in (8 * FINE_STEP, FINE_STEP):

@@ -1,0 +1,374 @@
+"""`gpupack advise`: the shape of an engine and how many of them one GPU should hold, beside what else one could do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gpupack.cli.answer import memory_json
+from gpupack.cli.arguments import Options, add_common, efficiency, options, positive
+from gpupack.cli.setting import SHARINGS, subject
+from gpupack.cli.show import Json, estimate_json, gib, ms, pct, print_json, rate, rounded, table
+from gpupack.decide.advise import Advice, Question, Rejected, advise
+from gpupack.decide.baselines import Contender, Knee, Row, bca, gain, rows
+from gpupack.decide.frontier import Point, points
+from gpupack.errors import Invalid
+from gpupack.facts.engine_args import shape_args
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import Batching, Sharing, Slo, Statistic
+from gpupack.plan import Unit, Verdict
+from gpupack.units import Ratio, seconds_from_milliseconds
+
+_STATISTICS = {"mean": Statistic.MEAN, "p95": Statistic.P95, "p99": Statistic.P99}
+_NAMES = {
+    Contender.DEFAULTS: "vLLM's defaults",
+    Contender.SWEPT: "one engine, swept",
+    Contender.KNEE: "the lone knee (BCA)",
+    Contender.PACKED: "packed",
+}
+_MIN_EFFICIENCY = 0.1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    slo = parser.add_argument_group("promise")
+    slo.add_argument(
+        "--itl-slo-ms",
+        type=positive,
+        metavar="X",
+        help="most milliseconds between tokens; default: twice a lone engine's p95 at batch 32",
+    )
+    slo.add_argument("--ttft-slo-ms", type=positive, metavar="Y", help="most milliseconds to the first token")
+    slo.add_argument("--statistic", choices=tuple(_STATISTICS), default="p95", help="what is promised; default p95")
+    slo.add_argument(
+        "--min-efficiency",
+        type=efficiency,
+        default=_MIN_EFFICIENCY,
+        metavar="E",
+        help="a batch of B must do more than E x B times the work of a batch of 1; default 0.1",
+    )
+    parser.add_argument("--frontier", action="store_true", help="the Pareto set of (batch, replicas)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draws that set (PNG, SVG or PDF)")
+
+
+def run(args: argparse.Namespace) -> int:
+    given = options(args)
+    question = _question(given, args)
+    advice = advise(question)
+    compared = rows(question, advice) if advice.fits else ()
+    knee = bca(question, advice.slo, given.requests)
+    found = points(question) if args.frontier or args.plot is not None else ()
+    if args.plot is not None:
+        from gpupack.cli.plot import draw_frontier
+
+        draw_frontier(args.plot, question, advice, found)
+    frontier = found if args.frontier else ()
+    if given.json:
+        print_json(_json(question, advice, compared, knee, frontier))
+    else:
+        print(_text(question, advice, compared, knee, frontier))
+    return 0
+
+
+def _question(given: Options, args: argparse.Namespace) -> Question:
+    for option, value in (
+        ("--neighbour", given.neighbours),
+        ("--request-rate", given.request_rate),
+        ("--gpu-memory-utilization", given.gpu_memory_utilization),
+        ("--kv-cache-memory-bytes", given.kv_cache_memory_bytes),
+    ):
+        if value:
+            raise Invalid(
+                option, "advise decides about an empty GPU and chooses load and memory", "use it with predict"
+            )
+    sharing = SHARINGS[given.sharing or "mps"]
+    if sharing is Sharing.TIME_SLICING:
+        raise Invalid("--sharing", "time-slicing is predicted and simulated, never chosen", "give mps or exclusive")
+    about = subject(given)
+    promised = args.itl_slo_ms is not None or args.ttft_slo_ms is not None
+    slo = Slo(
+        itl=None if args.itl_slo_ms is None else seconds_from_milliseconds(args.itl_slo_ms),
+        ttft=None if args.ttft_slo_ms is None else seconds_from_milliseconds(args.ttft_slo_ms),
+        statistic=_STATISTICS[args.statistic],
+    )
+    return Question(
+        llm=about.llm,
+        dtype=about.dtype,
+        gpu=about.gpu,
+        lengths=about.lengths,
+        slo=slo if promised else None,
+        batching=Batching(fixed=given.max_num_seqs, min_efficiency=Ratio(args.min_efficiency)),
+        sharing=sharing,
+        max_model_len=about.max_model_len,
+        coefficients=about.coefficients,
+        policy=Policy(),
+        cpu_cores=1,
+        node_cores=None,
+        max_num_batched_tokens=given.max_num_batched_tokens,
+        chunked_prefill=given.chunked_prefill,
+        max_replicas=given.replicas,
+    )
+
+
+def _json(
+    question: Question, advice: Advice, compared: tuple[Row, ...], knee: Knee, frontier: tuple[Point, ...]
+) -> Json:
+    slo = advice.slo
+    answer: dict[str, Json] = {
+        "fits": advice.fits,
+        "model": question.llm.name,
+        "gpu": question.gpu.name,
+        "slo": {
+            "itl_seconds": rounded(slo.itl),
+            "ttft_seconds": rounded(slo.ttft),
+            "statistic": _word(slo.statistic),
+            "assumed": slo.assumed,
+        },
+        "shape": {
+            "max_num_seqs": advice.shape.max_num_seqs,
+            "kv_cache_memory_bytes": advice.shape.kv_cache_memory_bytes,
+            "max_num_batched_tokens": advice.shape.max_num_batched_tokens,
+            "max_model_len": advice.shape.max_model_len,
+            "chunked_prefill": advice.shape.chunked_prefill,
+            "vllm_args": _vllm_args(question, advice),
+        },
+        "replicas_per_gpu": advice.replicas_per_gpu if advice.fits else 0,
+        "replica_request_rate": rounded(advice.replica_rate),
+        "memory_bytes": memory_json(advice.memory),
+        "stop_reason": advice.stop.reason.value,
+        "stop": _verdict_json(advice.stop),
+        "unreachable": None if advice.unreachable is None else estimate_json(advice.unreachable),
+        "rejected": [_rejected_json(each) for each in advice.rejected],
+        "rows": [_row_json(row) for row in compared],
+        "gain_over_swept": rounded(gain(compared, Contender.SWEPT)) if compared else None,
+        "bca": _knee_json(knee),
+        "bounds": _bounds(advice),
+        "source": advice.prediction.source.word,
+    }
+    if frontier:
+        answer["frontier"] = [_point_json(point) for point in frontier if point.best]
+    return answer
+
+
+def _vllm_args(question: Question, advice: Advice) -> list[str] | None:
+    """What follows `vllm serve`: the model and the shape; None for what does not fit."""
+    if not advice.fits:
+        return None
+    return [
+        question.llm.name,
+        *shape_args(advice.shape, advice.utilization_hundredths),
+        f"--dtype={question.dtype.value}",
+    ]
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Json]:
+    return {
+        "reason": verdict.reason.value,
+        "observed": rounded(verdict.observed.value),
+        "limit": rounded(verdict.limit.value),
+        "at_least": verdict.at_least,
+        "margin": rounded(verdict.margin),
+        "unit": verdict.unit.value,
+        "detail": verdict.detail,
+    }
+
+
+def _rejected_json(rejected: Rejected) -> Json:
+    return {
+        "max_num_seqs": rejected.max_num_seqs,
+        "replicas": rejected.replicas,
+        **_verdict_json(rejected.verdict),
+    }
+
+
+def _row_json(row: Row) -> Json:
+    prediction = row.prediction
+    first = None if prediction is None else prediction.groups[0]
+    return {
+        "name": row.contender.value,
+        "max_num_seqs": row.shape.max_num_seqs,
+        "max_num_batched_tokens": row.shape.max_num_batched_tokens,
+        "replicas": row.replicas,
+        "request_rate": rounded(row.request_rate),
+        "total_tokens_per_second": None if prediction is None else rounded(prediction.total_tokens_per_second),
+        "output_tokens_per_second": None if prediction is None else rounded(prediction.output_tokens_per_second),
+        "itl_mean_seconds": None if first is None else rounded(first.itl_mean),
+        "itl_p95_seconds": None if first is None else rounded(first.itl_p95),
+        "ttft_mean_seconds": None if first is None else rounded(first.ttft_mean),
+        "ttft_p95_seconds": None if first is None else rounded(first.ttft_p95),
+        "kv_cache_bytes": row.kv_bytes,
+        "freed_bytes": row.freed_bytes,
+        "dram_active": None if prediction is None else rounded(prediction.dram_active),
+        "saturation": None if prediction is None else rounded(prediction.saturation),
+        "plateau_total_tokens_per_second": rounded(row.plateau),
+    }
+
+
+def _knee_json(knee: Knee) -> Json:
+    return {
+        "max_num_seqs": knee.max_num_seqs,
+        "total_tokens_per_second": rounded(knee.prediction.total_tokens_per_second),
+        "itl_mean_seconds": rounded(knee.prediction.groups[0].itl_mean),
+        "efficiency": rounded(knee.efficiency),
+        "kv_peak_bytes": knee.kv_peak_bytes,
+        "freed_memory_fraction": rounded(knee.freed_memory_fraction),
+        "keeps_slo": knee.keeps_slo,
+    }
+
+
+def _point_json(point: Point) -> Json:
+    return {
+        "max_num_seqs": point.max_num_seqs,
+        "replicas": point.replicas,
+        "total_tokens_per_second": rounded(point.prediction.total_tokens_per_second),
+        "itl_seconds": rounded(point.itl),
+        "saturation": rounded(point.prediction.saturation),
+        "memory_bytes": point.prediction.memory_bytes,
+        "keeps_slo": point.keeps_slo,
+    }
+
+
+def _bounds(advice: Advice) -> Json:
+    """What the packed GPU's throughput and latency are believed to lie in."""
+    low, high = 1.0 - advice.prediction.error, 1.0 + advice.prediction.error
+    values = {
+        "total_tokens_per_second": advice.prediction.total_tokens_per_second,
+        "itl_p95_seconds": advice.prediction.groups[0].itl_p95,
+    }
+    return {name: [rounded(value * low), rounded(value * high)] for name, value in values.items()}
+
+
+def _text(
+    question: Question, advice: Advice, compared: tuple[Row, ...], knee: Knee, frontier: tuple[Point, ...]
+) -> str:
+    lengths = question.lengths
+    lines = [
+        f"{question.llm.name} on one {question.gpu.name}, {lengths.input_mean:.0f} tokens in and "
+        f"{lengths.output_mean:.0f} out on average{' (assumed)' if lengths.assumed else ''}",
+        f"promise: {_promise(advice.slo)}",
+        "",
+    ]
+    if not advice.fits:
+        lines.append(f"does not fit: {sentence(advice.stop)}")
+        return "\n".join(lines)
+    if advice.unreachable is not None:
+        lines += [
+            f"the promise is out of reach: {sentence(advice.stop)}",
+            f"the lowest latency is that of batch {advice.shape.max_num_seqs}, one engine",
+        ]
+    stop = "" if advice.unreachable is not None else f"not one more: {sentence(advice.stop)}"
+    engines = "1 engine" if advice.replicas_per_gpu == 1 else f"{advice.replicas_per_gpu} engines"
+    lines += [
+        f"{engines} of batch {advice.shape.max_num_seqs}, {gib(advice.shape.kv_cache_memory_bytes)} KV cache each, "
+        f"{gib(advice.memory.total)} in all each",
+        stop,
+        *(("",) if stop else ()),
+        table(_HEAD, [_row_text(row) for row in compared]),
+        "",
+    ]
+    if any(row.prediction is not None and row.request_rate is None for row in compared):
+        lines.append("TTFT -: the engines keep the promise even when they are kept full, where a queue has no end")
+    lead = gain(compared, Contender.SWEPT)
+    if lead is not None:
+        lines.append(f"packed over the swept single engine: {100.0 * lead:+.0f} % tokens a second")
+    plateau = next((row.plateau for row in compared if row.plateau is not None), None)
+    lines += [
+        f"the swept engine's plateau without a promise: {rate(plateau)} tok/s",
+        f"BCA (mean ITL, lone): batch {knee.max_num_seqs}, frees {pct(knee.freed_memory_fraction)} of the GPU's memory",
+        "",
+        "rejected:",
+        *(f"  batch {each.max_num_seqs} x {each.replicas}: {sentence(each.verdict)}" for each in advice.rejected),
+        "",
+        "vllm serve " + " ".join(_vllm_args(question, advice) or ()),
+        "",
+        f"predicted; source: {advice.prediction.source.word}, believed to within {pct(advice.prediction.error)}",
+    ]
+    if frontier:
+        best = [
+            (
+                f"{point.max_num_seqs} x {point.replicas}",
+                rate(point.prediction.total_tokens_per_second),
+                ms(point.itl),
+                pct(point.prediction.saturation),
+                "yes" if point.keeps_slo else "no",
+            )
+            for point in frontier
+            if point.best
+        ]
+        lines += [
+            "",
+            table(("batch x replicas", "tok/s", f"ITL {_word(advice.slo.statistic)}", "saturation", "keeps"), best),
+        ]
+    return "\n".join(lines)
+
+
+_HEAD = (
+    "at the same promise",
+    "batch",
+    "tok/s",
+    "out",
+    "ITL mean",
+    "p95",
+    "TTFT mean",
+    "p95",
+    "KV cache",
+    "freed",
+    "DRAM",
+    "saturation",
+)
+
+
+def _row_text(row: Row) -> tuple[str, ...]:
+    batch = f"{row.shape.max_num_seqs} x {row.replicas}"
+    memory = (gib(row.kv_bytes), gib(row.freed_bytes))
+    if row.prediction is None:
+        return (_NAMES[row.contender], batch, "no load keeps it", "-", "-", "-", "-", "-", *memory, "-", "-")
+    first = row.prediction.groups[0]
+    return (
+        _NAMES[row.contender],
+        batch,
+        rate(row.prediction.total_tokens_per_second),
+        rate(row.prediction.output_tokens_per_second),
+        ms(first.itl_mean),
+        ms(first.itl_p95),
+        ms(first.ttft_mean),
+        ms(first.ttft_p95),
+        *memory,
+        pct(row.prediction.dram_active),
+        pct(row.prediction.saturation),
+    )
+
+
+def _promise(slo: Slo) -> str:
+    parts = [
+        f"{name} {_word(slo.statistic)} at most {ms(limit)}"
+        for name, limit in (("ITL", slo.itl), ("TTFT", slo.ttft))
+        if limit is not None
+    ]
+    return " and ".join(parts) + (" (assumed: twice a lone engine's at batch 32)" if slo.assumed else "")
+
+
+def _word(statistic: Statistic) -> str:
+    return statistic.value.lower()
+
+
+def sentence(verdict: Verdict) -> str:
+    """`LatencySlo: 47.5 ms, at most 40.0 ms (inter-token latency)`."""
+    bound = "at least" if verdict.at_least else "at most"
+    detail = f" ({verdict.detail})" if verdict.detail else ""
+    return (
+        f"{verdict.reason.value}: {_amount(verdict.observed.value, verdict.unit)}, "
+        f"{bound} {_amount(verdict.limit.value, verdict.unit)}{detail}"
+    )
+
+
+def _amount(value: float, unit: Unit) -> str:
+    match unit:
+        case Unit.BYTES:
+            return gib(value)
+        case Unit.SECONDS:
+            return ms(value)
+        case Unit.RATIO:
+            return f"{100.0 * value:.1f} %"
+        case _:
+            return f"{value:g} {unit.value}".rstrip()

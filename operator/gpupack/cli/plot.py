@@ -1,0 +1,74 @@
+"""Draws the frontier of (batch, replicas). Needs matplotlib, which is the extra `plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpupack.decide.advise import Advice, Question
+from gpupack.decide.frontier import Point
+from gpupack.errors import Invalid
+from gpupack.perf.sharing import statistic_of
+from gpupack.units import milliseconds
+
+
+def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequence[Point]) -> None:
+    """Every pair that fits as a dot, one colour a count, the Pareto set as a line, the promise and the choice marked.
+
+    Raises Invalid where matplotlib is missing or the file cannot be written.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as missing:
+        raise Invalid("--plot", "drawing needs matplotlib", "install it with: pip install 'gpupack[plot]'") from missing
+
+    figure, axes = pyplot.subplots(figsize=(8.0, 5.0), layout="constrained")
+    most = max([advice.replicas_per_gpu, *(point.replicas for point in points if point.best)])
+    points = [point for point in points if point.replicas <= most + 1]
+    for replicas in sorted({point.replicas for point in points}):
+        group = [point for point in points if point.replicas == replicas]
+        axes.plot(
+            _latencies(group),
+            _throughputs(group),
+            "o",
+            markersize=4,
+            label=f"{replicas} engine{'s' if replicas > 1 else ''}",
+        )
+    best = [point for point in points if point.best]
+    axes.plot(_latencies(best), _throughputs(best), "-", color="0.3", linewidth=1, label="frontier", zorder=0)
+    if advice.slo.itl is not None:
+        axes.axvline(milliseconds(advice.slo.itl), color="0.5", linestyle="--", label="promise")
+    if advice.fits:
+        axes.plot(
+            [milliseconds(statistic_of(advice.prediction.groups[0], advice.slo.statistic)[0])],
+            [advice.prediction.total_tokens_per_second / 1000.0],
+            "*",
+            markersize=14,
+            color="black",
+            label=f"chosen: {advice.shape.max_num_seqs} x {advice.replicas_per_gpu}",
+        )
+    axes.set_xlabel(f"ITL {advice.slo.statistic.value.lower()} (ms)")
+    axes.set_ylabel("thousand tokens a second, in and out")
+    axes.set_title(f"{question.llm.name} on one {question.gpu.name}: batch x replicas (predicted)")
+    axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as wrong:
+        raise Invalid("--plot", f"{path} cannot be drawn ({wrong})", "name a .png, .svg or .pdf file") from wrong
+    finally:
+        pyplot.close(figure)
+
+
+def _latencies(points: Sequence[Point]) -> list[float]:
+    return [milliseconds(point.itl) for point in points]
+
+
+def _throughputs(points: Sequence[Point]) -> list[float]:
+    return [point.prediction.total_tokens_per_second / 1000.0 for point in points]
