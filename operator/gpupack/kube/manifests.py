@@ -77,7 +77,9 @@ def arguments(start: StartReplica, serving: Serving, template: EngineTemplate) -
         start.placement.shape, start.utilization_hundredths,
         version=template.version, dtype=template.dtype, revision=template.revision, drain=DRAIN,
     )  # fmt: skip
-    return [serving.llm.name, *owned, *template.args]
+    # An id of Hugging Face is taken as it was written (the catalog answers to several); a short name is resolved.
+    model = template.model if "/" in template.model else serving.llm.name
+    return [model, *owned, *template.args]
 
 
 def out_of_service(uid: str) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[
         "name": CLAIM,
         "exactly": {
             "deviceClassName": labels.DEVICE_CLASS,
-            # A device without the attribute must be no match: a plain access is an error that blocks the pod everywhere.
+            # A device without the attribute must be no match: reading it plainly is an error that blocks the pod on all
+            # nodes.
             "selectors": [
                 {"cel": {"expression": f"device.attributes['{labels.DRIVER}'].?uuid.orValue('') == '{apply.gpu_uuid}'"}}
             ],
