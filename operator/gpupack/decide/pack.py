@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from gpupack.decide.board import Board
+from gpupack.decide.board import Board, Member
 from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.prospect import Kin, Mix, rounded, with_one
 from gpupack.facts.estimate import Estimate, Source
@@ -22,7 +22,7 @@ from gpupack.facts.serving import ScalingMode, Serving, ServingKey, Sharing, Sha
 from gpupack.perf.memory import utilization_hundredths
 from gpupack.perf.prediction import GpuPrediction, GroupPrediction
 from gpupack.plan import Reason, Unit, Verdict
-from gpupack.units import Ratio, Seconds
+from gpupack.units import Bytes, Ratio, Seconds
 
 FULL_BATCH = 0.9
 """An engine that runs at least this share of its largest batch is called full."""
@@ -44,7 +44,7 @@ def sharing_of(serving: Serving, policy: Policy) -> Sharing | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One more replica of `serving`, of which the plan holds `planned`, on `gpu`."""
+    """One more replica of `serving`, of which the plan holds `planned`, on `gpu`; perhaps in the place of another."""
 
     board: Board
     serving: Serving
@@ -53,6 +53,7 @@ class Candidate:
     chosen: ChosenShape
     demand: Demand
     planned: int
+    instead_of: Placement | None = None
 
     @property
     def uuid(self) -> str:
@@ -64,7 +65,13 @@ class Candidate:
 
     @property
     def before(self) -> Mix:
-        return self.board.mix(self.uuid)
+        mix, old = self.board.mix(self.uuid), self.instead_of
+        return mix if old is None else with_one(mix, (old.serving, old.shape), -1)
+
+    @property
+    def present(self) -> tuple[Member, ...]:
+        """Everything else that holds a part of the GPU."""
+        return tuple(each for each in self.board.members(self.uuid) if each != self.instead_of)
 
     @property
     def after(self) -> Mix:
@@ -110,7 +117,7 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
     board, uuid, key = candidate.board, candidate.uuid, candidate.serving.key
     for name in candidate.gpu.foreign:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, name)
-    present = board.members(uuid)
+    present = candidate.present
     elsewhere = {each.serving.namespace for each in present} | {
         claim.namespace for claim in board.facts.claims_on.get(uuid, ())
     }
@@ -170,12 +177,14 @@ def memory(candidate: Candidate) -> Iterable[Verdict]:
     kind = candidate.gpu.gpu.kind
     total = board.prospects.memory_of(kind, candidate.kin)
     held = board.memory_held(uuid)
+    if candidate.instead_of is not None:
+        held = Bytes(held - board.memory_of(candidate.instead_of, uuid))
     at_start = -(-utilization_hundredths(total, kind) * kind.memory_bytes // 100)
     needed = max(held + total + candidate.policy.gpu_reserve, held + at_start)
     if needed > kind.memory_bytes:
         observed = Estimate.exact(needed, Source.CALIBRATED)
         yield _verdict(uuid, Reason.MEMORY, observed, _given(kind.memory_bytes), Unit.BYTES)
-    if isinstance(candidate.gpu.fb_used, Missing) and (present := len(board.members(uuid))):
+    if isinstance(candidate.gpu.fb_used, Missing) and (present := len(candidate.present)):
         yield _verdict(
             uuid, Reason.MEMORY, _given(present + 1), _given(1), Unit.REPLICAS,
             detail=f"without {candidate.gpu.fb_used.origin} one replica a GPU",
@@ -186,7 +195,8 @@ def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
     node = candidate.board.facts.nodes.get(candidate.gpu.gpu.node)
     if node is None:
         return
-    needed = candidate.board.cores_held(node.name) + candidate.serving.cpu_cores
+    replaced = 0 if candidate.instead_of is None else candidate.serving.cpu_cores
+    needed = candidate.board.cores_held(node.name) + candidate.serving.cpu_cores - replaced
     free = max(0.0, node.cpu_cores - node.cpu_cores_of_others)
     if needed > free:
         yield _verdict(candidate.uuid, Reason.HOST_CPU, _given(needed), _given(free), Unit.CORES)

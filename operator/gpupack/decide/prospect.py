@@ -13,11 +13,11 @@ from functools import lru_cache
 
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic
+from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Missing, Phase
 from gpupack.facts.placement import Placement
-from gpupack.facts.serving import Lengths, Serving, ServingKey, Shape, Sharing
-from gpupack.perf import memory, sharing
-from gpupack.perf.calibration import coefficients
+from gpupack.facts.serving import Lengths, Profile, Serving, ServingKey, Shape, Sharing
+from gpupack.perf import calibration, memory, sharing
 from gpupack.perf.prediction import Coefficients, EngineGroup, GpuPrediction
 from gpupack.units import Bytes, PerSecond
 
@@ -130,13 +130,16 @@ class Prospects:
 
 
 def coefficients_of(serving: Serving, kind: GpuKind) -> Coefficients:
-    return _coefficients(serving.engine_version, kind)
+    """Those of the engine version, moved to the serving's own profile where it was measured on this kind of GPU."""
+    return _coefficients(serving.llm, serving.dtype, serving.engine_version, serving.profile, kind)
 
 
-@lru_cache(maxsize=256)
-def _coefficients(engine_version: str, kind: GpuKind) -> Coefficients:
-    del kind
-    return coefficients(engine_version, "spec.engine.version")
+@lru_cache(maxsize=1024)
+def _coefficients(llm: Llm, dtype: Dtype, version: str, profile: Profile | None, kind: GpuKind) -> Coefficients:
+    base = calibration.coefficients(version, "spec.engine.version")
+    if profile is None or profile.gpu_kind != kind.name or not profile.points:
+        return base
+    return calibration.fit(profile, llm, kind, base, dtype)
 
 
 def live_lengths(serving: Serving, facts: Facts) -> Lengths | None:
