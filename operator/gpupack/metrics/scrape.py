@@ -1,0 +1,208 @@
+"""Fetching `/metrics` of engines and exporters over HTTP, in parallel, each no oftener than its period.
+
+A round starts what is due and waits a moment for it; a target that does not answer is waited for by nobody: its
+deadline runs in the background and its histories say Missing until it answers. Connections are kept. Knows addresses,
+not pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from gpupack.facts.observation import Cause, EngineSeen
+from gpupack.metrics.prometheus import parse_engine, parse_gpus
+from gpupack.metrics.windows import (
+    EngineHistory,
+    ExporterHistory,
+    GpuReadings,
+    Timing,
+    no_gpu_readings,
+    unseen_engine,
+)
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 0.5
+DEADLINE_SECONDS = 2.0
+KEEP_ALIVE_SECONDS = 120.0
+EARLY = 0.9
+"""Ticks come a little early or late; a target is due again after this share of its period."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTarget:
+    """`identity` changes when the process behind the address does (the pod's uid). `address` is host:port."""
+
+    replica: str
+    identity: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterTarget:
+    """A dcgm-exporter pod, the node that it runs on and its host:port."""
+
+    name: str
+    node: str
+    address: str
+
+
+Target = EngineTarget | ExporterTarget
+
+
+class Scraper:
+    """The histories of one pool's engines and exporters. Used with `async with`.
+
+    `pod_proxy` is the URL of a plain HTTP forward proxy that reaches the pods' addresses. `clock` is unix time.
+    """
+
+    def __init__(self, *, pod_proxy: str | None = None, clock: Callable[[], float] = time.time) -> None:
+        # Pods are scraped by plain HTTP, so no certificates are read; the environment's proxies are not for pods.
+        self._client = httpx.AsyncClient(
+            verify=False,
+            trust_env=False,
+            proxy=pod_proxy,
+            timeout=DEADLINE_SECONDS,
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS
+            ),
+            headers={"accept": "text/plain"},
+        )
+        self._clock = clock
+        self._engines: dict[EngineTarget, EngineHistory] = {}
+        self._exporters: dict[ExporterTarget, ExporterHistory] = {}
+        self._started_at: dict[Target, float] = {}
+        self._under_way: dict[Target, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._under_way.values():
+            task.cancel()
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        await self._client.aclose()
+
+    async def round(
+        self,
+        engines: Sequence[EngineTarget],
+        exporters: Sequence[ExporterTarget],
+        *,
+        timing: Timing,
+        exporter_period: float,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        """Scrapes what is due among these targets and forgets all others."""
+        self._keep_only(engines, exporters)
+        now = self._clock()
+        for engine in engines:
+            history = self._engines.setdefault(engine, EngineHistory())
+            if self._is_due(engine, now, timing.period):
+                self._start(engine, self._scrape_engine(engine, history, timing))
+        for exporter in exporters:
+            watched = self._exporters.setdefault(exporter, ExporterHistory())
+            # Twice a period, so that a value is never much older than one period and a half.
+            if self._is_due(exporter, now, exporter_period / 2):
+                self._start(exporter, self._scrape_exporter(exporter, watched))
+        if self._under_way:
+            await asyncio.wait(self._under_way.values(), timeout=patience)
+
+    def engines_seen(self, engines: Iterable[EngineTarget], timing: Timing) -> tuple[EngineSeen, ...]:
+        now = self._clock()
+        return tuple(
+            history.seen(engine.replica, now, timing)
+            if (history := self._engines.get(engine)) is not None
+            else unseen_engine(engine.replica, timing)
+            for engine in engines
+        )
+
+    def gpu_readings(self, uuid: str, node: str, *, exporter_period: float, stale_periods: int) -> GpuReadings:
+        """Of the exporter that names this GPU; if none does, why the exporters of its node do not."""
+        now = self._clock()
+        silent = Cause.NO_SERIES
+        for exporter, history in self._exporters.items():
+            if uuid in history.uuids:
+                return history.readings(uuid, now, exporter_period, stale_periods)
+            if exporter.node == node and not history.answered:
+                silent = Cause.UNREACHABLE
+        return no_gpu_readings(silent)
+
+    def _keep_only(self, engines: Sequence[EngineTarget], exporters: Sequence[ExporterTarget]) -> None:
+        wanted: set[Target] = {*engines, *exporters}
+        for gone in self._started_at.keys() - wanted:
+            del self._started_at[gone]
+            if isinstance(gone, EngineTarget):
+                self._engines.pop(gone, None)
+            else:
+                self._exporters.pop(gone, None)
+            if (task := self._under_way.get(gone)) is not None:
+                task.cancel()
+
+    def _is_due(self, target: Target, now: float, period: float) -> bool:
+        if target in self._under_way:
+            return False
+        started = self._started_at.get(target)
+        return started is None or now - started >= period * EARLY
+
+    def _start(self, target: Target, work: Coroutine[None, None, None]) -> None:
+        self._started_at[target] = self._clock()
+        task = asyncio.create_task(work)
+        self._under_way[target] = task
+        task.add_done_callback(partial(self._finish, target))
+
+    def _finish(self, target: Target, task: asyncio.Task[None]) -> None:
+        if self._under_way.get(target) is task:
+            del self._under_way[target]
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("scrape of %s", target.address, exc_info=problem)
+
+    async def _scrape_engine(self, target: EngineTarget, history: EngineHistory, timing: Timing) -> None:
+        page = await self._fetch(f"http://{target.address}/metrics")
+        if page is None:
+            history.fail(self._clock())
+            return
+        history.add(self._clock(), parse_engine(page), timing)
+        if history.version is None and (said := await self._fetch(f"http://{target.address}/version")) is not None:
+            history.version = _version(said)
+
+    async def _scrape_exporter(self, target: ExporterTarget, history: ExporterHistory) -> None:
+        page = await self._fetch(f"http://{target.address}/metrics")
+        if page is None:
+            history.fail(self._clock())
+        else:
+            history.add(self._clock(), parse_gpus(page))
+
+    async def _fetch(self, url: str) -> bytes | None:
+        """The body of a 200, or None. A connection that the server had closed meanwhile gets a second try."""
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    answer = await self._client.get(url)
+            except (httpx.RemoteProtocolError, httpx.ReadError):
+                continue
+            except (httpx.HTTPError, TimeoutError) as problem:
+                log.debug("%s: %s %s", url, type(problem).__name__, problem)
+                return None
+            return answer.content if answer.status_code == httpx.codes.OK else None
+        return None
+
+
+def _version(body: bytes) -> str:
+    """vLLM answers {"version": "0.33.0"}; anything else is kept out."""
+    try:
+        said = json.loads(body).get("version", "")
+    except (ValueError, AttributeError):
+        return ""
+    return said if isinstance(said, str) else ""

@@ -1,0 +1,352 @@
+"""Samples over time: an engine's recent pages to rates and latencies over windows, a GPU's last values to readings.
+
+Everything is a difference of the engine's own counters between two scrapes; a restart (a counter that fell) begins
+anew. Each result is a Reading with the time of the newest sample or a Missing with its cause. Which window is enough
+evidence for which decision is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, Measured, Missing, Reading
+from gpupack.metrics import series
+from gpupack.metrics.prometheus import EnginePage, GpuPage, Histogram
+from gpupack.metrics.series import Quantity
+from gpupack.units import Seconds
+
+COARSENESS = 0.1
+"""Older samples are kept ever further apart, so that a window's length is right to a tenth of itself."""
+LEAST_PERIODS = 2
+"""A window shorter than this many scrapes is no evidence."""
+LEARNT_FROM = 4
+"""So many changes of a GPU's values must have been seen before their spacing counts as the exporter's period."""
+
+
+def reading(value: float | None, at: float, quantity: Quantity) -> Measured:
+    if value is None:
+        return Missing(cause=Cause.NO_SERIES, origin=series.origin(quantity))
+    if not math.isfinite(value):
+        return Missing(cause=Cause.NOT_FINITE, origin=series.origin(quantity))
+    return Reading(value=value, at=Seconds(at), origin=series.origin(quantity))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What of the policy concerns samples. `windows` are lengths in seconds, shortest first."""
+
+    windows: tuple[Seconds, ...]
+    period: Seconds
+    stale_periods: int
+    peak_delay: Seconds
+
+    @property
+    def stale(self) -> float:
+        return self.period * self.stale_periods
+
+
+class EngineHistory:
+    """What one engine's pages have said. Times are unix seconds, growing."""
+
+    def __init__(self) -> None:
+        self.version: str | None = None
+        self._pages: deque[tuple[float, EnginePage]] = deque()
+        self._load: deque[tuple[float, float | None, float | None]] = deque()
+        self._peaks: deque[tuple[float, float]] = deque()
+        self._watched_since: float | None = None
+        self._failed_at: float | None = None
+
+    def fail(self, at: float) -> None:
+        """A scrape that brought nothing."""
+        self._failed_at = at
+
+    def add(self, at: float, page: EnginePage, timing: Timing) -> None:
+        self._failed_at = None
+        if self._pages and _restarted(self._pages[-1][1], page):
+            self._pages.clear()
+            self._load.clear()
+            self._peaks.clear()
+            self._watched_since = None
+        if self._watched_since is None:
+            self._watched_since = at
+        self._pages.append((at, page))
+        self._load.append((at, page.running, page.waiting))
+        self._forget(at, timing)
+        self._remember_peak(at, timing)
+
+    def seen(self, replica: str, at: float, timing: Timing) -> EngineSeen:
+        if not self._pages or at - self._pages[-1][0] > timing.stale:
+            cause = Cause.UNREACHABLE if self._failed_at is not None or not self._pages else Cause.STALE
+            return _blind(replica, cause, self.version, len(timing.windows))
+        newest_at, newest = self._pages[-1]
+        before: Measured = Missing(cause=Cause.TOO_SHORT, origin=series.origin(Quantity.WAITING))
+        if len(self._pages) > 1:
+            before = reading(self._pages[-2][1].waiting, self._pages[-2][0], Quantity.WAITING)
+        return EngineSeen(
+            replica=replica,
+            running=reading(newest.running, newest_at, Quantity.RUNNING),
+            waiting=reading(newest.waiting, newest_at, Quantity.WAITING),
+            waiting_before=before,
+            kv_usage=reading(newest.kv_usage, newest_at, Quantity.KV_USAGE),
+            kv_blocks=reading(newest.kv_blocks, newest_at, Quantity.KV_BLOCKS),
+            windows=tuple(self._window(length, timing.period) for length in timing.windows),
+            peak_arrivals=self._peak(newest_at, timing),
+            version=self.version or None,
+        )
+
+    def _start_of(self, length: float) -> tuple[float, EnginePage]:
+        """The youngest sample that is at least `length` older than the newest, or the oldest there is."""
+        newest_at = self._pages[-1][0]
+        best = self._pages[0]
+        for sample in self._pages:
+            if newest_at - sample[0] < length:
+                break
+            best = sample
+        return best
+
+    def _window(self, length: float, period: float) -> EngineWindow:
+        at, last = self._pages[-1]
+        since, first = self._start_of(length)
+        span = at - since
+        if span < LEAST_PERIODS * period * 0.9:  # scrapes come a little early or late
+            return _empty_window(span, Cause.TOO_SHORT)
+
+        def rate(quantity: Quantity, of: Callable[[EnginePage], float | None]) -> Measured:
+            before, after = of(first), of(last)
+            return reading(None if before is None or after is None else (after - before) / span, at, quantity)
+
+        def over(quantity: Quantity, of: Callable[[EnginePage], Histogram | None]) -> Histogram | Missing:
+            before, after = of(first), of(last)
+            if before is None or after is None:
+                return Missing(cause=Cause.NO_SERIES, origin=series.origin(quantity))
+            change = after.since(before)
+            if change.count <= 0:
+                return Missing(cause=Cause.TOO_SHORT, origin=series.origin(quantity))
+            return change
+
+        def mean(quantity: Quantity, change: Histogram | Missing) -> Measured:
+            return change if isinstance(change, Missing) else reading(change.mean, at, quantity)
+
+        def p95(quantity: Quantity, change: Histogram | Missing) -> Measured:
+            if isinstance(change, Missing):
+                return change
+            if (value := change.quantile(0.95)) is None:
+                return Missing(cause=Cause.TOO_COARSE, origin=series.origin(quantity))
+            return reading(value, at, quantity)
+
+        itl = over(Quantity.ITL, lambda page: page.itl)
+        ttft = over(Quantity.TTFT, lambda page: page.ttft)
+        load = [entry for entry in self._load if entry[0] >= since]
+        return EngineWindow(
+            seconds=Seconds(span),
+            arrivals=reading(_arrivals(first, last, span), at, Quantity.FINISHED),
+            finished=rate(Quantity.FINISHED, lambda page: page.finished),
+            prompt_tokens=rate(Quantity.PROMPT_TOKENS, lambda page: page.prompt_tokens),
+            generation_tokens=rate(Quantity.GENERATION_TOKENS, lambda page: page.generation_tokens),
+            preemptions=rate(Quantity.PREEMPTIONS, lambda page: page.preemptions),
+            itl_mean=mean(Quantity.ITL, itl),
+            itl_p95=p95(Quantity.ITL, itl),
+            ttft_mean=mean(Quantity.TTFT, ttft),
+            ttft_p95=p95(Quantity.TTFT, ttft),
+            input_mean=mean(Quantity.INPUT_LENGTH, over(Quantity.INPUT_LENGTH, lambda page: page.input_length)),
+            output_mean=mean(Quantity.OUTPUT_LENGTH, over(Quantity.OUTPUT_LENGTH, lambda page: page.output_length)),
+            running_mean=reading(_time_mean([(when, running) for when, running, _ in load]), at, Quantity.RUNNING),
+            waiting_least=reading(_least([waiting for *_, waiting in load]), at, Quantity.WAITING),
+        )
+
+    def _forget(self, at: float, timing: Timing) -> None:
+        longest = max(timing.windows)
+        while len(self._pages) > 1 and at - self._pages[1][0] >= longest:
+            self._pages.popleft()
+        while self._load and self._load[0][0] < self._pages[0][0]:
+            self._load.popleft()
+        if len(self._pages) < 4:
+            return
+        kept = [self._pages[-1], self._pages[-2]]
+        older = list(self._pages)
+        for index in range(len(older) - 3, 0, -1):
+            if kept[-1][0] - older[index - 1][0] > (at - older[index][0]) * COARSENESS:
+                kept.append(older[index])
+        kept.append(older[0])
+        self._pages = deque(reversed(kept))
+
+    def _remember_peak(self, at: float, timing: Timing) -> None:
+        since, first = self._start_of(min(timing.windows))
+        if at - since < LEAST_PERIODS * timing.period * 0.9:
+            return
+        rate = _arrivals(first, self._pages[-1][1], at - since)
+        if rate is None or not math.isfinite(rate):
+            return
+        while self._peaks and self._peaks[-1][1] <= rate:
+            self._peaks.pop()
+        self._peaks.append((at, rate))
+        while at - self._peaks[0][0] > timing.peak_delay:
+            self._peaks.popleft()
+
+    def _peak(self, at: float, timing: Timing) -> Measured:
+        watched = 0.0 if self._watched_since is None else at - self._watched_since
+        if watched < timing.peak_delay or not self._peaks:
+            return Missing(cause=Cause.TOO_SHORT, origin=series.origin(Quantity.FINISHED))
+        return reading(self._peaks[0][1], at, Quantity.FINISHED)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _restarted(before: EnginePage, after: EnginePage) -> bool:
+    """A counter that fell, or is gone, is another engine's."""
+    pairs = (
+        (before.finished, after.finished),
+        (before.generation_tokens, after.generation_tokens),
+        (before.prompt_tokens, after.prompt_tokens),
+    )
+    return any(old is not None and (new is None or new < old) for old, new in pairs)
+
+
+def _arrivals(first: EnginePage, last: EnginePage, span: float) -> float | None:
+    """What finished plus what more is inside than before, a second; None where a series is missing."""
+    ends = (first.finished, first.running, first.waiting, last.finished, last.running, last.waiting)
+    if any(value is None for value in ends):
+        return None
+    before, after = _total(first), _total(last)
+    return after - before if math.isnan(after - before) else max(0.0, after - before) / span
+
+
+def _total(page: EnginePage) -> float:
+    return _known(page.finished) + _known(page.running) + _known(page.waiting)
+
+
+def _time_mean(points: Sequence[tuple[float, float | None]]) -> float | None:
+    """The mean over time of straight lines between points; None without two of them, or where one has no value."""
+    area = 0.0
+    for (early, low), (late, high) in pairwise(points):
+        if low is None or high is None:
+            return None
+        area += (late - early) * (low + high) / 2
+    return area / (points[-1][0] - points[0][0]) if len(points) > 1 else None
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    """None where one has no value, not a number where one is none."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return None
+    return math.nan if any(math.isnan(value) for value in known) else min(known)
+
+
+def _empty_window(span: float, cause: Cause) -> EngineWindow:
+    def missing(quantity: Quantity) -> Missing:
+        return Missing(cause=cause, origin=series.origin(quantity))
+
+    return EngineWindow(
+        seconds=Seconds(span),
+        arrivals=missing(Quantity.FINISHED),
+        finished=missing(Quantity.FINISHED),
+        prompt_tokens=missing(Quantity.PROMPT_TOKENS),
+        generation_tokens=missing(Quantity.GENERATION_TOKENS),
+        preemptions=missing(Quantity.PREEMPTIONS),
+        itl_mean=missing(Quantity.ITL),
+        itl_p95=missing(Quantity.ITL),
+        ttft_mean=missing(Quantity.TTFT),
+        ttft_p95=missing(Quantity.TTFT),
+        input_mean=missing(Quantity.INPUT_LENGTH),
+        output_mean=missing(Quantity.OUTPUT_LENGTH),
+        running_mean=missing(Quantity.RUNNING),
+        waiting_least=missing(Quantity.WAITING),
+    )
+
+
+def _blind(replica: str, cause: Cause, version: str | None, windows: int) -> EngineSeen:
+    def missing(quantity: Quantity) -> Missing:
+        return Missing(cause=cause, origin=series.origin(quantity))
+
+    return EngineSeen(
+        replica=replica,
+        running=missing(Quantity.RUNNING),
+        waiting=missing(Quantity.WAITING),
+        waiting_before=missing(Quantity.WAITING),
+        kv_usage=missing(Quantity.KV_USAGE),
+        kv_blocks=missing(Quantity.KV_BLOCKS),
+        windows=tuple(_empty_window(0.0, cause) for _ in range(windows)),
+        peak_arrivals=missing(Quantity.FINISHED),
+        version=version,
+    )
+
+
+def unseen_engine(replica: str, timing: Timing) -> EngineSeen:
+    """An engine that has an address but was never scraped."""
+    return _blind(replica, Cause.UNREACHABLE, None, len(timing.windows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReadings:
+    dram_active: Measured
+    fb_used: Measured
+    power: Measured
+
+
+class ExporterHistory:
+    """The last page of one dcgm-exporter, and how often its values change.
+
+    The text carries no sample time. A value may be as old as the exporter's own period, so its time is the scrape less
+    that period: the pool's setting, until the changes themselves have shown a longer or shorter one.
+    """
+
+    def __init__(self) -> None:
+        self._gpus: dict[str, GpuPage] = {}
+        self._at: float | None = None
+        self._failed_at: float | None = None
+        self._changes: deque[float] = deque(maxlen=2 * LEARNT_FROM)
+
+    def fail(self, at: float) -> None:
+        self._failed_at = at
+
+    def add(self, at: float, gpus: Sequence[GpuPage]) -> None:
+        self._failed_at = None
+        found = {gpu.uuid: gpu for gpu in gpus}
+        if self._at is not None and found != self._gpus:
+            self._changes.append(at)
+        self._gpus, self._at = found, at
+
+    def period(self, declared: float) -> float:
+        """Seconds between two samples of the exporter: the median gap between changes, once enough were seen."""
+        if len(self._changes) < LEARNT_FROM:
+            return declared
+        return statistics.median(late - early for early, late in pairwise(self._changes))
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        return tuple(self._gpus)
+
+    @property
+    def answered(self) -> bool:
+        return self._at is not None
+
+    def readings(self, uuid: str, at: float, declared: float, stale_periods: int) -> GpuReadings:
+        if self._at is None:
+            return no_gpu_readings(Cause.UNREACHABLE)
+        period = self.period(declared)
+        if at - self._at > stale_periods * max(period, declared):
+            return no_gpu_readings(Cause.STALE if self._failed_at is None else Cause.UNREACHABLE)
+        if (page := self._gpus.get(uuid)) is None:
+            return no_gpu_readings(Cause.NO_SERIES)
+        sampled = self._at - period
+        return GpuReadings(
+            dram_active=reading(page.dram_active, sampled, Quantity.DRAM_ACTIVE),
+            fb_used=reading(page.fb_used, sampled, Quantity.FB_USED),
+            power=reading(page.power, sampled, Quantity.POWER),
+        )
+
+
+def no_gpu_readings(cause: Cause) -> GpuReadings:
+    return GpuReadings(
+        dram_active=Missing(cause=cause, origin=series.origin(Quantity.DRAM_ACTIVE)),
+        fb_used=Missing(cause=cause, origin=series.origin(Quantity.FB_USED)),
+        power=Missing(cause=cause, origin=series.origin(Quantity.POWER)),
+    )
