@@ -1,0 +1,325 @@
+"""What to expect of engines on one GPU: a whole run with its ramp and tail, or a steady window. Never mixed.
+
+A whole run is what papers publish: requests are there at the start (or come as recorded) and the clock stops at the
+last token. A steady window is what an operator sees: warm-up first, then a count of requests. It does not know where
+dimensions, lengths or rates come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gpupack.errors import Invalid
+from gpupack.twin.arrivals import Chance, ClosedLoop, Listed, PoissonArrivals, Request, Source
+from gpupack.twin.engine import EngineConfig
+from gpupack.twin.engine import Sequence as Served
+from gpupack.twin.memory_system import DEFAULT_SHARING, EngineCosts, GpuSpec, ModelDims, Sharing
+from gpupack.twin.world import Reading, Tenant, World, activity
+
+_BINS_PER_E = 200  # gaps are counted in bins half a per cent wide
+_STRIDE = 1.0  # simulated seconds between two looks at whether a run or a window is over
+_LONGEST_WARM_UP = 120.0
+_LONGEST_RUN = 1e7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """So many like engines. `requests_per_second` is offered to all of them together, None is as much as they take."""
+
+    model: ModelDims
+    costs: EngineCosts
+    config: EngineConfig
+    replicas: int = 1
+    requests_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise Invalid("--replicas", f"{self.replicas} replicas cannot serve", "give at least 1")
+        if self.requests_per_second is not None and self.requests_per_second <= 0.0:
+            raise Invalid("--request-rate", "no request would ever come", "give a rate above 0, or inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Mean and percentiles in seconds."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaMeasures:
+    """One engine's part: tokens a second, mean gap between tokens in seconds, sequences running on average."""
+
+    total_tokens_per_second: float
+    output_tokens_per_second: float
+    itl_mean: float
+    running_mean: float
+    kv_peak_fraction: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """Sums over the replicas of one deployment, spreads over all their tokens and requests; shares are of the GPU.
+
+    `ttft` is None where requests always wait (a steady window at saturation): it would only say how long the queue is.
+    """
+
+    total_tokens_per_second: float
+    output_tokens_per_second: float
+    itl: Spread
+    ttft: Spread | None
+    e2e: Spread
+    running_mean: float
+    kv_peak_fraction: float
+    preemptions: int
+    dram_active: float
+    sm_active: float
+    gpu_held: float
+    power_watts: float
+    simulated_seconds: float
+    replicas: tuple[ReplicaMeasures, ...]
+
+
+class _Recorder:
+    """Listens to one engine from `since` on."""
+
+    def __init__(self) -> None:
+        self.clear(0.0)
+
+    def clear(self, since: float) -> None:
+        self._since = since
+        self.first_tokens: list[float] = []
+        self.whole: list[float] = []
+        self.last_finish = since
+        self.gap_bins: dict[int, int] = {}
+        self.gap_sum = 0.0
+        self.gap_count = 0
+        self.running_seconds = 0.0
+
+    def stepped(self, began_at: float, ended_at: float, running: int) -> None:
+        self.running_seconds += running * (ended_at - max(began_at, self._since))
+
+    def gaps(self, seconds: float, tokens: int) -> None:
+        place = math.floor(math.log(seconds) * _BINS_PER_E)
+        self.gap_bins[place] = self.gap_bins.get(place, 0) + tokens
+        self.gap_sum += seconds * tokens
+        self.gap_count += tokens
+
+    def finished(self, sequence: Served) -> None:
+        self.first_tokens.append(sequence.first_token_at - sequence.arrived_at)
+        self.whole.append(sequence.finished_at - sequence.arrived_at)
+        self.last_finish = sequence.finished_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begin:
+    """Counters of an engine at the beginning of a window."""
+
+    prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+
+
+def simulate_run(
+    *,
+    gpu: GpuSpec,
+    deployment: Deployment,
+    arrivals: Sequence[tuple[float, Request]],
+    sharing: Sharing = DEFAULT_SHARING,
+) -> Measures:
+    """One whole run of these requests, dealt to the replicas in turn; the clock stops at the last token.
+
+    Requests that come together stall each engine for `ingest_per_request` each, as tokenising them does.
+    """
+    if not arrivals:
+        raise Invalid("--requests", "there is no request to serve", "give at least 1")
+    world = World()
+    device = world.add_gpu("gpu", gpu, sharing)
+    ordered = sorted(arrivals, key=lambda arrival: arrival[0])
+    before = device.reading()
+    tenants, recorders = [], []
+    for i in range(deployment.replicas):
+        mine = ordered[i :: deployment.replicas]
+        tenant, recorder = _start(world, f"replica-{i}", deployment, Listed(mine))
+        burst = sum(1 for at, _ in mine if at == ordered[0][0])
+        tenant.stall_host(burst * deployment.costs.ingest_per_request if burst > 1 else 0.0)
+        tenants.append(tenant)
+        recorders.append(recorder)
+    begins = [_begin(tenant) for tenant in tenants]
+    while sum(len(recorder.whole) for recorder in recorders) < len(ordered):
+        world.advance(world.now + _STRIDE)
+        if world.now > _LONGEST_RUN:
+            raise Invalid("--requests", "the run does not end", "give fewer or shorter requests")
+    ended_at = max(recorder.last_finish for recorder in recorders)
+    seconds = ended_at - ordered[0][0]
+    after = device.reading()
+    idle_watts = gpu.idle_watts * (after.at - ended_at)
+    closed = Reading(
+        at=before.at + seconds,
+        dram_seconds=after.dram_seconds,
+        sm_seconds=after.sm_seconds,
+        held_seconds=after.held_seconds,
+        energy_joules=after.energy_joules - idle_watts,
+        fb_used_bytes=after.fb_used_bytes,
+    )
+    return _measures(tenants, recorders, begins, before, closed, waits=True)
+
+
+def simulate_steady(
+    *,
+    gpu: GpuSpec,
+    deployments: Sequence[tuple[Deployment, Iterator[Request]]],
+    chance: Chance,
+    sharing: Sharing = DEFAULT_SHARING,
+    warm_up_seconds: float | None = None,
+    window_requests: int = 2000,
+) -> list[Measures]:
+    """A steady window of deployments that share a GPU, each with the requests it is offered; results in their order.
+
+    Warm-up lasts until every deployment has finished three full batches, two minutes at most, unless given. The window
+    lasts until `window_requests` of the first deployment are finished.
+    """
+    world = World()
+    device = world.add_gpu("gpu", gpu, sharing)
+    groups: list[tuple[Deployment, list[Tenant], list[_Recorder]]] = []
+    for number, (deployment, requests) in enumerate(deployments):
+        tenants, recorders = [], []
+        for i in range(deployment.replicas):
+            source: Source
+            if deployment.requests_per_second is None:
+                source = ClosedLoop(concurrency=2 * deployment.config.max_num_seqs, requests=requests)
+            else:
+                rate = deployment.requests_per_second / deployment.replicas
+                source = PoissonArrivals(rates=[(0.0, rate)], requests=requests, chance=chance)
+            tenant, recorder = _start(world, f"{number}-{i}", deployment, source)
+            tenants.append(tenant)
+            recorders.append(recorder)
+        groups.append((deployment, tenants, recorders))
+    limit = _LONGEST_WARM_UP if warm_up_seconds is None else warm_up_seconds
+    while world.now < limit and (warm_up_seconds is not None or not all(_warm(group) for group in groups)):
+        world.advance(min(limit, world.now + _STRIDE))
+    before = device.reading()
+    begins = []
+    for _, tenants, recorders in groups:
+        begins.append([_begin(tenant) for tenant in tenants])
+        for tenant, recorder in zip(tenants, recorders, strict=True):
+            recorder.clear(world.now)
+            tenant.engine.kv_peak_blocks = 0
+    first = groups[0][2]
+    while sum(len(recorder.whole) for recorder in first) < window_requests:
+        world.advance(world.now + _STRIDE)
+    after = device.reading()
+    return [
+        _measures(tenants, recorders, begin, before, after, waits=deployment.requests_per_second is not None)
+        for (deployment, tenants, recorders), begin in zip(groups, begins, strict=True)
+    ]
+
+
+def _start(world: World, name: str, deployment: Deployment, source: Source) -> tuple[Tenant, _Recorder]:
+    recorder = _Recorder()
+    tenant = world.start_engine(
+        name,
+        gpu="gpu",
+        config=deployment.config,
+        model=deployment.model,
+        costs=deployment.costs,
+        source=source,
+        listener=recorder,
+    )
+    return tenant, recorder
+
+
+def _warm(group: tuple[Deployment, list[Tenant], list[_Recorder]]) -> bool:
+    deployment, _, recorders = group
+    return all(len(recorder.whole) >= 3 * deployment.config.max_num_seqs for recorder in recorders)
+
+
+def _begin(tenant: Tenant) -> _Begin:
+    counters = tenant.engine.counters
+    return _Begin(
+        prompt_tokens=counters.prompt_tokens,
+        generation_tokens=counters.generation_tokens,
+        preemptions=counters.preemptions,
+    )
+
+
+def _measures(
+    tenants: Sequence[Tenant],
+    recorders: Sequence[_Recorder],
+    begins: Sequence[_Begin],
+    before: Reading,
+    after: Reading,
+    *,
+    waits: bool,
+) -> Measures:
+    seconds = after.at - before.at
+    replicas = []
+    for tenant, recorder, begin in zip(tenants, recorders, begins, strict=True):
+        counters = tenant.engine.counters
+        generated = counters.generation_tokens - begin.generation_tokens
+        prompts = counters.prompt_tokens - begin.prompt_tokens
+        replicas.append(
+            ReplicaMeasures(
+                total_tokens_per_second=(prompts + generated) / seconds,
+                output_tokens_per_second=generated / seconds,
+                itl_mean=recorder.gap_sum / recorder.gap_count if recorder.gap_count else 0.0,
+                running_mean=recorder.running_seconds / seconds,
+                kv_peak_fraction=tenant.engine.kv_peak_usage,
+                preemptions=counters.preemptions - begin.preemptions,
+            )
+        )
+    share = activity(before, after)
+    first_tokens = [value for recorder in recorders for value in recorder.first_tokens]
+    return Measures(
+        total_tokens_per_second=sum(replica.total_tokens_per_second for replica in replicas),
+        output_tokens_per_second=sum(replica.output_tokens_per_second for replica in replicas),
+        itl=_gap_spread(recorders),
+        ttft=_spread(first_tokens) if waits else None,
+        e2e=_spread([value for recorder in recorders for value in recorder.whole]),
+        running_mean=sum(replica.running_mean for replica in replicas) / len(replicas),
+        kv_peak_fraction=max(replica.kv_peak_fraction for replica in replicas),
+        preemptions=sum(replica.preemptions for replica in replicas),
+        dram_active=share.dram_active,
+        sm_active=share.sm_active,
+        gpu_held=share.gpu_held,
+        power_watts=share.power_watts,
+        simulated_seconds=seconds,
+        replicas=tuple(replicas),
+    )
+
+
+def _spread(values: list[float]) -> Spread:
+    """Percentiles by nearest rank."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+
+    def rank(share: float) -> float:
+        return ordered[min(last, max(0, math.ceil(share * len(ordered)) - 1))]
+
+    return Spread(mean=sum(ordered) / len(ordered), p50=rank(0.50), p95=rank(0.95), p99=rank(0.99))
+
+
+def _gap_spread(recorders: Sequence[_Recorder]) -> Spread:
+    """Percentiles from the bins (half a per cent wide), the mean exactly. All 0 if no answer has a second token."""
+    bins: dict[int, int] = {}
+    for recorder in recorders:
+        for place, count in recorder.gap_bins.items():
+            bins[place] = bins.get(place, 0) + count
+    total = sum(bins.values())
+    if total == 0:
+        return Spread(mean=0.0, p50=0.0, p95=0.0, p99=0.0)
+    wanted = {0.50: 0.0, 0.95: 0.0, 0.99: 0.0}
+    below = 0
+    for place in sorted(bins):
+        for share in wanted:
+            if below < share * total <= below + bins[place]:
+                wanted[share] = math.exp((place + 0.5) / _BINS_PER_E)
+        below += bins[place]
+    mean = sum(recorder.gap_sum for recorder in recorders) / total
+    return Spread(mean=mean, p50=wanted[0.50], p95=wanted[0.95], p99=wanted[0.99])

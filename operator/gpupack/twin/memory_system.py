@@ -1,0 +1,223 @@
+"""What one GPU does to the engines on it: kernel phases that share DRAM and SMs, or take turns.
+
+A step of an engine is a host gap and three kernel phases: GEMMs (weights, and the prefill chunk), attention over the KV
+cache, and the rest (launches, norms, sampling). Each has a duration alone, bytes, and the shares of the DRAM bandwidth
+and of the SMs that it uses meanwhile. Where phases of several engines meet they get speeds by water-filling (MPS), or
+the GPU goes from one to the next (time-slicing).
+
+Costs of a step are physics (bytes over bandwidth, FLOPs over rate, launches) with fitted host terms. This module does
+not know requests, nor any law of throughput or latency: those come out of stepping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpupack.twin.engine import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """A GPU, or a MIG slice with its own fractions: bytes, bytes a second, FLOP a second, watts."""
+
+    memory_bytes: int
+    dram_bytes_per_second: float
+    dense_flops_per_second: float
+    idle_watts: float = 129.0
+    board_watts: float = 700.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDims:
+    """A model to the memory system: bytes of all weights (read once a step) and KV bytes of a token in all layers."""
+
+    layers: int
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCosts:
+    """What one version of the engine costs beyond bytes and FLOPs. Seconds, or shares of a datasheet peak (0 to 1)."""
+
+    host_per_layer: float
+    """Host gap of every step, a layer: scheduling, inputs, launches that the GPU waits for."""
+    host_per_sequence: float
+    """Host gap of a step, a sequence that gets a token: sampling results, detokenising, streaming."""
+    host_per_sequence_at_prefill: float
+    """Further host gap of a step with prefill, a running sequence: inputs are built anew."""
+    eager_per_layer: float
+    """Floor of a step with prefill, a layer: it runs without a captured graph, launch by launch."""
+    rest_per_layer: float
+    """GPU time of launches, norms and activations, a layer."""
+    rest_per_sequence: float
+    """GPU time of logits and sampling, a sequence that gets a token."""
+    attention_efficiency: float
+    """Share of the DRAM bandwidth that attention reaches alone."""
+    gemm_efficiency: float
+    """Share of the dense peak that large GEMMs reach."""
+    ingest_per_request: float
+    """Stall of the engine for each request of a burst that arrives all at once (HTTP, tokenising)."""
+
+
+VLLM_0_5 = EngineCosts(
+    host_per_layer=34e-6,
+    host_per_sequence=23.7e-6,
+    host_per_sequence_at_prefill=15.6e-6,
+    eager_per_layer=330e-6,
+    rest_per_layer=50e-6,
+    rest_per_sequence=8.3e-6,
+    attention_efficiency=0.90,
+    gemm_efficiency=0.607,
+    ingest_per_request=1.25e-3,
+)
+"""vLLM 0.5.2 of the published runs (facts of the paper's repository, R1).
+
+Fitted on the 163 one-replica online runs, whole-run throughput and mean ITL together: the sum of the two per-layer
+terms (84 us), the sum of the two per-sequence terms (32 us), `host_per_sequence_at_prefill`. How the sums part follows
+the offline kernel breakdown (CPU against other). `eager_per_layer`, `gemm_efficiency` and `ingest_per_request` are
+anchored; freeing them does not lower the error.
+"""
+
+VLLM_V1 = EngineCosts(
+    host_per_layer=15e-6,
+    host_per_sequence=27e-6,
+    host_per_sequence_at_prefill=5e-6,
+    eager_per_layer=150e-6,
+    rest_per_layer=32e-6,
+    rest_per_sequence=10e-6,
+    attention_efficiency=0.90,
+    gemm_efficiency=0.607,
+    ingest_per_request=0.0,
+)
+"""placeholder"""
+
+# Shares alone, from the published kernel figures of OPT-1.3B (mean DRAM read and warps in flight in decode by batch,
+# against the time of each kernel kind). What DRAM read exceeds weights and KV grows with the batch, inside sampling.
+_LAYER_REST_DRAM_SHARE = 0.05
+_SEQUENCE_REST_DRAM_SHARE = 0.65
+ATTENTION_SM_SHARE = 0.35
+_REST_SM_SHARE = 0.25
+_GEMM_LEAST_SM_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mps:
+    """Kernels of several engines run side by side and share DRAM and SMs by water-filling.
+
+    `interference` slows every kernel phase by 1 + interference while more than one engine is on the GPU (caches, DRAM
+    pages, kernels that wait for each other's blocks). Fitted on the four OPT-1.3B replication runs with MPS; 0.2 to
+    0.35 serve nearly as well, so take gains from it with 5 per cent either way.
+    """
+
+    interference: float = 0.28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSlicing:
+    """One engine's kernels at a time; a turn ends when its kernels end or after `slice_seconds` if another waits.
+
+    `switch_seconds` is paid whenever the GPU goes to another engine. Fitted on the two OPT-1.3B runs without MPS;
+    the slice is the driver's default.
+    """
+
+    switch_seconds: float = 0.42e-3
+    slice_seconds: float = 2e-3
+
+
+Sharing = Mps | TimeSlicing
+DEFAULT_SHARING = Mps()
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A kernel phase of a step: seconds alone, and the shares of DRAM bandwidth and SMs that it uses while alone."""
+
+    seconds: float
+    dram_share: float
+    sm_share: float
+
+
+class StepTimer:
+    """Durations of one engine's steps, alone on its GPU."""
+
+    def __init__(self, model: ModelDims, spec: GpuSpec, costs: EngineCosts) -> None:
+        self._weights = model.weight_bytes / spec.dram_bytes_per_second
+        self._flops = 2.0 * model.parameters / (spec.dense_flops_per_second * costs.gemm_efficiency)
+        self.attention_per_token = model.kv_bytes_per_token / (spec.dram_bytes_per_second * costs.attention_efficiency)
+        self.attention_dram_share = costs.attention_efficiency
+        self._host = costs.host_per_layer * model.layers
+        self._host_per_sequence = costs.host_per_sequence
+        self._host_at_prefill = costs.host_per_sequence_at_prefill
+        self._eager = costs.eager_per_layer * model.layers
+        self._rest = costs.rest_per_layer * model.layers
+        self._rest_per_sequence = costs.rest_per_sequence
+
+    def alone(self, engine: Engine) -> tuple[float, float, float, float]:
+        """Seconds of (host gap, GEMMs, attention, rest) of the engine's step under way, on an otherwise idle GPU.
+
+        A step with prefill is eager: what its launches take beyond its kernels is host gap.
+        """
+        decoding = engine.step_decoding
+        prefill = engine.step_prefill_tokens
+        gemm = self._flops * (decoding + prefill)
+        if gemm < self._weights:
+            gemm = self._weights
+        attention = self.attention_per_token * engine.step_context_tokens
+        rest = self._rest + self._rest_per_sequence * decoding
+        host = self._host + self._host_per_sequence * decoding
+        if prefill:
+            host += self._host_at_prefill * (decoding + engine.step_bystanders)
+            launches = self._eager - self._host - gemm - attention - rest
+            if launches > 0.0:
+                host += launches
+        return host, gemm, attention, rest
+
+    def use(self, engine: Engine, gemm: float, attention: float, rest: float) -> tuple[float, float]:
+        """Seconds of full DRAM bandwidth and of all SMs that the step under way uses in all."""
+        computed = self._flops * (engine.step_decoding + engine.step_prefill_tokens)
+        return (
+            self._weights + attention * self.attention_dram_share + self._rest_dram(rest),
+            max(computed, gemm * _GEMM_LEAST_SM_SHARE) + attention * ATTENTION_SM_SHARE + rest * _REST_SM_SHARE,
+        )
+
+    def phases(self, engine: Engine, gemm: float, attention: float, rest: float) -> tuple[Phase, Phase, Phase]:
+        """The kernel phases of the step under way, in order."""
+        computed = self._flops * (engine.step_decoding + engine.step_prefill_tokens)
+        return (
+            Phase(gemm, self._weights / gemm, max(computed / gemm, _GEMM_LEAST_SM_SHARE)),
+            Phase(attention, self.attention_dram_share, ATTENTION_SM_SHARE),
+            Phase(rest, self._rest_dram(rest) / rest, _REST_SM_SHARE),
+        )
+
+    def _rest_dram(self, rest: float) -> float:
+        return self._rest * _LAYER_REST_DRAM_SHARE + (rest - self._rest) * _SEQUENCE_REST_DRAM_SHARE
+
+
+def water_level(wants: Sequence[float]) -> float:
+    """The level at which a resource of 1 is full if each takes the lesser of its want and the level.
+
+    Infinity if all wants fit together.
+    """
+    if sum(wants) <= 1.0:
+        return math.inf
+    left = 1.0
+    for taken, want in enumerate(sorted(wants)):
+        others = len(wants) - taken
+        if want * others >= left:
+            return left / others
+        left -= want
+    raise AssertionError("wants above 1 always find a level")
+
+
+def mps_speeds(phases: Sequence[Phase], mps: Mps) -> list[float]:
+    """Speed of each co-running kernel phase, 1 being its speed alone."""
+    if len(phases) == 1:
+        return [1.0]
+    dram = water_level([phase.dram_share for phase in phases])
+    sms = water_level([phase.sm_share for phase in phases])
+    slowed = 1.0 + mps.interference
+    return [min(1.0, dram / phase.dram_share, sms / phase.sm_share) / slowed for phase in phases]
