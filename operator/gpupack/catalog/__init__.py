@@ -211,4 +211,5 @@ def _llm(row: dict[str, Any]) -> Llm:
         source=Source[row["source"].upper()],
         provenance=row["provenance"],
         tied_embeddings=row["tied"],
+        sampling_penalty=row.get("sampling_penalty", False),
     )

@@ -26,7 +26,8 @@ class Llm:
     """A decoder-only transformer with full attention, by the fields of its `config.json`.
 
     `parameters` counts every stored weight once (tied embeddings once). Where they are not `tied_embeddings`, a step
-    reads the output matrix whole but only a few rows of the input embedding.
+    reads the output matrix whole but only a few rows of the input embedding. `sampling_penalty` says that the model's
+    `generation_config.json` asks for a repetition penalty, which engines that follow it pay for in every step.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Llm:
     source: Source
     provenance: str
     tied_embeddings: bool = True
+    sampling_penalty: bool = False
 
     def weight_bytes(self, dtype: Dtype) -> Bytes:
         return Bytes(self.parameters * dtype.bytes_each)

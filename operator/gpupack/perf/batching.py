@@ -76,7 +76,8 @@ def _all_at_once(group: EngineGroup, each: Engines, requests: float, drain: _Dra
     tokens = requests * each.batch.output_mean
     full = max(0.0, tokens - drain.tokens)
     seconds = full / running * gap + drain.seconds + intake
-    return _Run(seconds, (full * gap + drain.gaps + intake * running) / (full + drain.tokens))
+    stalled = intake * running if group.coefficients.ingest_stalls else 0.0
+    return _Run(seconds, (full * gap + drain.gaps + stalled) / (full + drain.tokens))
 
 
 def _drains(

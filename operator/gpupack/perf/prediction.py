@@ -15,7 +15,9 @@ from gpupack.units import Bytes, PerSecond, Ratio, Seconds
 class Coefficients:
     """What the step time is made of, for one engine version (facts/performance.md 1). Seconds unless said.
 
-    A step takes Z + D: Z is host time in which a sibling may use the GPU, D holds the GPU.
+    A step takes Z + D: Z is host time in which a sibling may use the GPU, D holds the GPU. `ingest_stalls` says whether
+    running sequences wait while prompts are taken in (the API server shares the engine's process). `penalty_*` are host
+    time of a step that applies a repetition penalty.
     """
 
     engine_version: str
@@ -32,6 +34,9 @@ class Coefficients:
     source: Source
     error: Ratio
     weight_read_efficiency: Ratio = Ratio(0.96)
+    ingest_stalls: bool = False
+    penalty_fixed: Seconds = Seconds(0.0)
+    penalty_per_sequence: Seconds = Seconds(0.0)
 
 
 class Router(StrEnum):

@@ -101,6 +101,7 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
     body = read - embedding
     weight_bytes = float(read * dtype.bytes_each)
     kv_bytes = float(llm.kv_bytes_per_token(dtype))
+    penalty = (coefficients.penalty_fixed, coefficients.penalty_per_sequence) if llm.sampling_penalty else (0.0, 0.0)
     return Engine(
         weight_bytes=weight_bytes,
         weight_seconds=weight_bytes / (coefficients.weight_read_efficiency * bandwidth),
@@ -109,8 +110,8 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
         body_seconds=2 * body / flops,
         logits_seconds=2 * embedding / flops,
         attention_seconds=4 * llm.attention_heads * llm.head_size * llm.layers / flops,
-        host_fixed=coefficients.host_per_layer * llm.layers,
-        host_per_sequence=float(coefficients.host_per_sequence),
+        host_fixed=coefficients.host_per_layer * llm.layers + penalty[0],
+        host_per_sequence=coefficients.host_per_sequence + penalty[1],
         host_per_prefill_sequence=float(coefficients.host_per_prefill_sequence),
         eager_floor=coefficients.eager_per_layer * llm.layers,
         gpu_fixed=coefficients.gpu_per_layer * llm.layers,
