@@ -42,7 +42,9 @@ def defaults(path: str) -> dict[str, Any]:
     """The `default`s that the API server writes into an object whose spec says only what must be said."""
     schema = yaml.safe_load((ROOT / "crds" / path).read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return {
-        name: field["default"] for name, field in schema["properties"]["spec"]["properties"].items() if "default" in field
+        name: field["default"]
+        for name, field in schema["properties"]["spec"]["properties"].items()
+        if "default" in field
     }
 
 
@@ -106,7 +108,12 @@ def test_what_only_the_catalog_knows_is_refused_by_field_and_with_a_way_out(spec
 class TestProfile:
     def named(self, model: str) -> Serving | Refused:
         profile = Profile(
-            name="measured", model=model, gpu_kind=H100.name, engine_version="0.33.0", lengths=ASSUMED_LENGTHS, points=()
+            name="measured",
+            model=model,
+            gpu_kind=H100.name,
+            engine_version="0.33.0",
+            lengths=ASSUMED_LENGTHS,
+            points=(),
         )
         resource = read(model_serving(profileRef={"name": "measured"}))
         return serving_of(resource, profile_of=lambda _, name: profile if name == "measured" else None)
@@ -207,7 +214,7 @@ def status(**changes: Any) -> ServingStatus:
     said = ServingStatus(
         serving=KEY, uid="u", observed_generation=3, replicas=2, ready_replicas=1,
         selector="gpupack.dev/serving=chat", max_num_seqs=96, kv_cache_memory_bytes=5368709120, max_model_len=4096,
-        engine_args=("--max-num-seqs=96",), replicas_per_gpu=4, freed_bytes=60129542144, assumed=("slo: ITL p95 <= 21 ms",),
+        engine_args=("--max-num-seqs=96",), replicas_per_gpu=4, freed_bytes=60129542144, assumed=("slo",),
         placements=(ReplicaStatus(name="chat-a", gpu_uuid="GPU-1", node="n", phase="Ready"),),
         decision_reason="LatencySlo", decision_message="too slow", decision_observed=0.0312345, decision_limit=0.03,
         decision_unit="seconds", decision_at=AT,
