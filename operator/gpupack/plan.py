@@ -29,6 +29,19 @@ class Reason(StrEnum):
     MARGINAL_GAIN = "MarginalGain"
 
 
+class Step(StrEnum):
+    """What a record says where gpupack did something, or cannot begin, instead of having stopped for a `Reason`."""
+
+    ADDED = "Added"
+    REMOVED = "Removed"
+    REPLACED = "Replaced"
+    MOVED = "Moved"
+    WITHDRAWN = "Withdrawn"
+    ADVISED = "Advised"
+    SHARING_NOT_ALLOWED = "SharingNotAllowed"
+    NO_GPU = "NoGpu"
+
+
 class Unit(StrEnum):
     BYTES = "bytes"
     SECONDS = "seconds"
@@ -189,9 +202,9 @@ class ServingStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
-    """`plan` is the whole plan; counts are for the printer columns."""
+    """`plan` is the whole plan, None while there is none and none may be made; counts are for the printer columns."""
 
-    plan: Plan
+    plan: Plan | None
     gpus: int
     gpus_in_use: int
     replicas: int

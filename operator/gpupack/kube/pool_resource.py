@@ -172,13 +172,16 @@ def plan_to_status(plan: Plan) -> dict[str, Any]:
 def pool_status_to_dict(
     status: PoolStatus, previous: Iterable[Mapping[str, Any]], *, now: Seconds, generation: int
 ) -> dict[str, Any]:
-    """The whole `status`; `previous` are the conditions that stand there now."""
+    """The whole `status`; `previous` are the conditions that stand there now.
+
+    Without a plan there is no `plan`: an empty one would say that nothing is to run.
+    """
     return {
         "observedGeneration": generation,
         "gpus": status.gpus,
         "gpusInUse": status.gpus_in_use,
         "replicas": status.replicas,
-        "plan": plan_to_status(status.plan),
+        **({} if status.plan is None else {"plan": plan_to_status(status.plan)}),
         "conditions": conditions_to_list(status.conditions, previous, now=now, generation=generation),
     }
 
