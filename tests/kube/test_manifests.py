@@ -132,7 +132,13 @@ class TestReadBack:
 
     def test_what_is_not_ours_is_nobody(self) -> None:
         foreign: dict[str, Any] = {"metadata": {"name": "a", "namespace": "b"}, "spec": {"containers": []}}
-        assert replica_of(foreign) is claim_of(foreign) is serving_of_child(foreign) is pool_of_child(foreign) is None
+        readers: tuple[Callable[[dict[str, Any]], object], ...] = (
+            replica_of,
+            claim_of,
+            serving_of_child,
+            pool_of_child,
+        )
+        assert [reader(foreign) for reader in readers] == [None] * 4
 
 
 class TestPhase:

@@ -171,6 +171,8 @@ def test_an_extended_resource_that_dra_serves_holds_what_its_claim_names() -> No
 
 
 def test_a_taint_that_keeps_pods_away_holds_the_gpu() -> None:
-    bad = {"taints": [{"key": "broken", "effect": "None"}, {"key": "broken", "value": "ecc", "effect": "NoExecute"}]}
+    bad: dict[str, Any] = {
+        "taints": [{"key": "broken", "effect": "None"}, {"key": "broken", "value": "ecc", "effect": "NoExecute"}]
+    }
     devices = devices_of(seen(resource_slice(device("gpu-0", GPU, **bad))), gpu_by_product)
     assert holders_of(devices, (), ()) == (Holder(gpu_uuid=GPU, kind="DeviceTaint", name="broken=ecc:NoExecute"),)
