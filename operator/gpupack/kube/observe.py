@@ -1,0 +1,381 @@
+"""What one pool can see of the cluster, from mirrors: its GPUs, servings, replicas, and who else is there.
+
+Objects become slim records once, when they change; a tick only puts records together. The readings of engines and GPUs
+come from elsewhere and are arguments. Which pool may use what, and what is too old to trust, is said here; what follows
+from it is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gpupack.errors import Invalid
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.observation import (
+    ClaimSeen,
+    EngineSeen,
+    GpuSeen,
+    Holder,
+    Measured,
+    NodeSeen,
+    Observation,
+    Refused,
+    ReplicaSeen,
+    ServiceSeen,
+)
+from gpupack.facts.serving import Profile, Serving, ServingKey
+from gpupack.kube import child_resource, labels, node_resource, profile_resource
+from gpupack.kube.api import Api
+from gpupack.kube.mirror import Mirror
+from gpupack.kube.node_resource import ForeignClaim, ForeignPod, GpuByProduct, NodeRecord, PlacedDevice, SliceSeen
+from gpupack.kube.pool_resource import PoolResource, pool_resource
+from gpupack.kube.profile_resource import GpuByName
+from gpupack.kube.serving_resource import LlmOf, ServingResource, serving_of, serving_resource
+from gpupack.units import Seconds
+
+STALE_SECONDS = 90.0
+"""Bookmarks come about once a minute; a mirror that heard nothing for longer may be wrong."""
+MANAGED = f"{labels.MANAGER}={labels.MANAGED_BY}"
+
+POOLS = f"/apis/{labels.API_VERSION}/gpupools"
+SERVINGS = f"/apis/{labels.API_VERSION}/modelservings"
+PROFILES = f"/apis/{labels.API_VERSION}/modelprofiles"
+
+
+class Readings(Protocol):
+    """The readings of one GPU, whoever took them."""
+
+    @property
+    def dram_active(self) -> Measured: ...
+    @property
+    def fb_used(self) -> Measured: ...
+    @property
+    def power(self) -> Measured: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookups:
+    """What the catalog answers; this edge does not know the catalog."""
+
+    gpu_by_product: GpuByProduct
+    gpu_by_name: GpuByName
+    llm_of: LlmOf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodAddress:
+    """Enough of a pod that is not ours to tell whether it is a metrics exporter, and where."""
+
+    namespace: str
+    name: str
+    node: str
+    ip: str
+    marks: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRecord:
+    """A pod that has a node, or is ours. `pool` is that of our own; `foreign` is what others' pods hold."""
+
+    replica: ReplicaSeen | None
+    pool: str | None
+    foreign: ForeignPod | None
+    address: PodAddress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRecord:
+    ours: ClaimSeen | None
+    pool: str | None
+    foreign: ForeignClaim | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSeen:
+    serving: ServingKey
+    min_available: int | None
+
+
+def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
+    pool = child_resource.pool_of_child(pod)
+    try:
+        replica = child_resource.replica_of(pod)
+    except (KeyError, ValueError):
+        # One of ours whose marks were changed cannot be planned with, but it does hold memory somewhere on its node.
+        return _unreadable(pod)
+    foreign = node_resource.foreign_pod_of(pod)
+    if replica is None and foreign is None:
+        return None
+    return PodRecord(replica=replica, pool=pool, foreign=foreign, address=None if replica else _address(pod))
+
+
+def _unreadable(pod: Mapping[str, Any]) -> PodRecord | None:
+    metadata, node = pod["metadata"], pod["spec"].get("nodeName")
+    if node is None:
+        return None
+    holder = ForeignPod(
+        namespace=metadata["namespace"], name=metadata["name"], node=node, cpu_cores=0.0, extended="its marks changed"
+    )
+    return PodRecord(replica=None, pool=None, foreign=holder, address=None)
+
+
+def _address(pod: Mapping[str, Any]) -> PodAddress | None:
+    ip = pod.get("status", {}).get("podIP")
+    if ip is None or pod.get("status", {}).get("phase") != "Running":
+        return None
+    metadata = pod["metadata"]
+    return PodAddress(
+        namespace=sys.intern(metadata["namespace"]),
+        name=metadata["name"],
+        node=sys.intern(pod["spec"]["nodeName"]),
+        ip=ip,
+        marks=tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in metadata.get("labels", {}).items())),
+    )
+
+
+def claim_record(claim: Mapping[str, Any]) -> ClaimRecord | None:
+    ours, foreign = child_resource.claim_of(claim), node_resource.foreign_claim_of(claim)
+    if ours is None and foreign is None:
+        return None
+    return ClaimRecord(ours=ours, pool=child_resource.pool_of_child(claim), foreign=foreign)
+
+
+def budget_record(budget: Mapping[str, Any]) -> BudgetSeen | None:
+    serving = child_resource.serving_of_child(budget)
+    if serving is None:
+        return None
+    return BudgetSeen(serving=serving, min_available=child_resource.min_available_of(budget))
+
+
+class Mirrors:
+    """Everything that is followed, each kind once for all pools. `stir` is called when any record changes."""
+
+    def __init__(self, api: Api, lookups: Lookups, stir: Callable[[], None]) -> None:
+        self._lookups = lookups
+
+        def profile(obj: Mapping[str, Any]) -> Profile | Invalid:
+            try:
+                return profile_resource.profile_of(obj, gpu_by_name=lookups.gpu_by_name)
+            except Invalid as invalid:
+                return invalid
+
+        def serving(obj: Mapping[str, Any]) -> ServingResource:
+            return serving_resource(obj, llm_of=lookups.llm_of)
+
+        def mirror(name: str, path: str, record: Callable[[dict[str, Any]], Any], selector: str = "") -> Mirror[Any]:
+            return Mirror(api, path, record, stir, name=name, label_selector=selector)
+
+        self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
+        self.servings: Mirror[ServingResource] = mirror("modelservings", SERVINGS, serving)
+        self.profiles: Mirror[Profile | Invalid] = mirror("modelprofiles", PROFILES, profile)
+        self.pods: Mirror[PodRecord] = mirror("pods", "/api/v1/pods", pod_record)
+        self.nodes: Mirror[NodeRecord] = mirror("nodes", "/api/v1/nodes", node_resource.node_of)
+        self.slices: Mirror[SliceSeen] = mirror(
+            "resourceslices", "/apis/resource.k8s.io/v1/resourceslices", node_resource.slice_of
+        )
+        self.claims: Mirror[ClaimRecord] = mirror(
+            "resourceclaims", "/apis/resource.k8s.io/v1/resourceclaims", claim_record
+        )
+        self.services: Mirror[ServingKey] = mirror(
+            "services", "/api/v1/services", child_resource.serving_of_child, MANAGED
+        )
+        self.budgets: Mirror[BudgetSeen] = mirror(
+            "poddisruptionbudgets", "/apis/policy/v1/poddisruptionbudgets", budget_record, MANAGED
+        )
+
+    def each(self) -> tuple[Mirror[Any], ...]:
+        return (
+            self.pools, self.servings, self.profiles, self.pods, self.nodes, self.slices, self.claims, self.services,
+            self.budgets,
+        )  # fmt: skip
+
+    def runs(self) -> tuple[Coroutine[None, None, None], ...]:
+        return tuple(mirror.run() for mirror in self.each())
+
+    async def synced(self) -> None:
+        for mirror in self.each():
+            await mirror.synced.wait()
+
+    def stale(self) -> tuple[str, ...]:
+        return tuple(sorted(mirror.name for mirror in self.each() if mirror.age > STALE_SECONDS))
+
+    def devices(self) -> tuple[PlacedDevice, ...]:
+        return node_resource.devices_of(self.slices.all(), self._lookups.gpu_by_product)
+
+    def profile(self, namespace: str, name: str) -> Profile | None:
+        """As `serving_of` asks for it."""
+        found = self.profiles.get(namespace, name)
+        if isinstance(found, Invalid):
+            raise found
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One pool's part of the cluster at one moment. `resources` are its servings as read, by key."""
+
+    pool: PoolResource
+    problem: str | None
+    resources: Mapping[ServingKey, ServingResource]
+    servings: tuple[Serving, ...]
+    refused: tuple[Refused, ...]
+    gpus: tuple[Gpu, ...]
+    nodes: tuple[NodeSeen, ...]
+    holders: tuple[Holder, ...]
+    claims: tuple[ClaimSeen, ...]
+    replicas: tuple[ReplicaSeen, ...]
+    services: tuple[ServiceSeen, ...]
+    exporters: tuple[PodAddress, ...]
+    stale: tuple[str, ...]
+
+    def observation(
+        self, at: Seconds, engines: tuple[EngineSeen, ...], readings_of: Callable[[Gpu], Readings]
+    ) -> Observation:
+        ready = {node.name for node in self.nodes if node.ready}
+        return Observation(
+            at=at,
+            pool=self.pool.name,
+            pool_uid=self.pool.uid,
+            pool_generation=self.pool.generation,
+            policy=self.pool.policy,
+            plan=self.pool.plan,
+            servings=self.servings,
+            refused=self.refused,
+            gpus=tuple(_gpu_seen(gpu, gpu.node in ready, readings_of(gpu)) for gpu in self.gpus),
+            nodes=self.nodes,
+            holders=self.holders,
+            claims=self.claims,
+            replicas=self.replicas,
+            engines=engines,
+            services=self.services,
+            stale=self.stale,
+            pool_problem=self.problem,
+        )
+
+
+def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
+    """The pool of that name and what it may see; None if it is gone."""
+    pool = mirrors.pools.get("", name)
+    if pool is None:
+        return None
+    devices = mirrors.devices()
+    node_records = {node.name: node for node in mirrors.nodes.all()}
+    mine = tuple(device for device in devices if _selects(pool, device, node_records))
+    gpus = tuple(device.gpu for device in mine)
+    pods, claims = mirrors.pods.all(), mirrors.claims.all()
+    foreign_pods = [pod.foreign for pod in pods if pod.foreign is not None]
+    foreign_claims = [claim.foreign for claim in claims if claim.foreign is not None]
+    neighbours = [pod.replica for pod in pods if pod.replica is not None and pod.pool != name]
+    resources = {each.key: each for each in mirrors.servings.all() if each.pool == name and not each.deleting}
+    found = [serving_of(each, profile_of=mirrors.profile) for each in resources.values()]
+    on_nodes = {gpu.node for gpu in gpus}
+    return Scene(
+        pool=pool,
+        problem=_overlap(pool, mirrors.pools.all(), mine, node_records),
+        resources=resources,
+        servings=tuple(each for each in found if isinstance(each, Serving)),
+        refused=tuple(each for each in found if isinstance(each, Refused)),
+        gpus=gpus,
+        nodes=_nodes(on_nodes, node_records, foreign_pods, neighbours, devices, mirrors),
+        holders=_holders(mine, foreign_claims, foreign_pods, neighbours),
+        claims=tuple(claim.ours for claim in claims if claim.ours is not None and claim.pool == name),
+        replicas=tuple(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
+        services=_services(resources, mirrors),
+        exporters=_exporters(pool, pods, on_nodes),
+        stale=mirrors.stale(),
+    )
+
+
+def _selects(pool: PoolResource, device: PlacedDevice, nodes: Mapping[str, NodeRecord]) -> bool:
+    node = nodes.get(device.gpu.node)
+    return node is not None and pool.selects(device.gpu, node.labels)
+
+
+def _overlap(
+    pool: PoolResource, pools: Iterable[PoolResource], mine: Iterable[PlacedDevice], nodes: Mapping[str, NodeRecord]
+) -> str | None:
+    """Two pools may not select one GPU; the younger one may not act, and says which GPU and which pool."""
+    older = [each for each in pools if (each.created_at, each.name) < (pool.created_at, pool.name)]
+    for other in sorted(older, key=lambda each: (each.created_at, each.name)):
+        for device in mine:
+            if _selects(other, device, nodes):
+                return f"GPU {device.gpu.uuid} on node {device.gpu.node} is in the older pool {other.name} already"
+    return None
+
+
+def _holders(
+    mine: tuple[PlacedDevice, ...],
+    claims: Iterable[ForeignClaim],
+    pods: Iterable[ForeignPod],
+    neighbours: Iterable[ReplicaSeen],
+) -> tuple[Holder, ...]:
+    """Others, and replicas that another pool has left on a GPU that is this pool's now."""
+    uuids = {device.gpu.uuid for device in mine}
+    left = [
+        Holder(gpu_uuid=each.gpu_uuid, kind="Pod", name=f"{each.serving.namespace}/{each.name}")
+        for each in neighbours
+        if each.gpu_uuid in uuids
+    ]
+    return tuple(
+        sorted(
+            (*node_resource.holders_of(mine, claims, pods), *left),
+            key=lambda holder: (holder.gpu_uuid, holder.kind, holder.name),
+        )
+    )
+
+
+def _nodes(
+    wanted: set[str],
+    records: Mapping[str, NodeRecord],
+    pods: Iterable[ForeignPod],
+    neighbours: Iterable[ReplicaSeen],
+    devices: Iterable[PlacedDevice],
+    mirrors: Mirrors,
+) -> tuple[NodeSeen, ...]:
+    """The nodes of this pool's GPUs. Replicas of another pool on the same node take cores like anybody else's pods."""
+    node_of_gpu = {device.gpu.uuid: device.gpu.node for device in devices}
+    others = [
+        ForeignPod(
+            namespace=each.serving.namespace,
+            name=each.name,
+            node=node_of_gpu[each.gpu_uuid],
+            cpu_cores=float(serving.template.cpu_cores),
+            extended=None,
+        )
+        for each in neighbours
+        if each.gpu_uuid in node_of_gpu
+        and (serving := mirrors.servings.get(each.serving.namespace, each.serving.name)) is not None
+    ]
+    return node_resource.nodes_of((records[name] for name in sorted(wanted)), (*pods, *others))
+
+
+def _services(resources: Mapping[ServingKey, ServingResource], mirrors: Mirrors) -> tuple[ServiceSeen, ...]:
+    served = set(mirrors.services.all())
+    budgets = {budget.serving: budget.min_available for budget in mirrors.budgets.all()}
+    return tuple(
+        ServiceSeen(serving=key, has_service=key in served, min_available=budgets.get(key)) for key in sorted(resources)
+    )
+
+
+def _exporters(pool: PoolResource, pods: Iterable[PodRecord], nodes: set[str]) -> tuple[PodAddress, ...]:
+    """The dcgm-exporters on the nodes of this pool's GPUs, by namespace and name."""
+    return tuple(
+        address
+        for pod in pods
+        if (address := pod.address) is not None
+        and address.node in nodes
+        and pool.dcgm.selects(address.namespace, dict(address.marks))
+    )
+
+
+def _gpu_seen(gpu: Gpu, node_ready: bool, readings: Readings) -> GpuSeen:
+    return GpuSeen(
+        gpu=gpu,
+        node_ready=node_ready,
+        dram_active=readings.dram_active,
+        fb_used=readings.fb_used,
+        power=readings.power,
+    )
