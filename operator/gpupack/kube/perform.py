@@ -1,0 +1,256 @@
+"""Carrying out an outcome: statuses with the version that was seen, then the actions, each safe to repeat.
+
+Before its first action a tick writes the pool's status with the resourceVersion that it saw; a conflict means an old
+view, and the whole tick is dropped. Nothing is written that already stands there. Children are applied with one field
+manager; deletions name the uid. Knows how, not whether.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from gpupack.facts.serving import Serving, ServingKey
+from gpupack.kube import labels, manifests
+from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
+from gpupack.kube.observe import POOLS, Scene
+from gpupack.kube.pool_resource import pool_status_to_dict
+from gpupack.kube.serving_resource import serving_status_to_dict
+from gpupack.kube.times import rfc3339_micro
+from gpupack.plan import (
+    Action,
+    ApplyBudget,
+    ApplyClaim,
+    ApplyService,
+    DeleteClaim,
+    LeaveService,
+    Outcome,
+    ServingStatus,
+    StartReplica,
+    StopReplica,
+    Tell,
+)
+from gpupack.units import Seconds
+
+log = logging.getLogger(__name__)
+
+WRITES_AT_ONCE = 8
+NOTE_LIMIT = 1024
+"""Bytes of an event's note that the API takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """`wrote_pool`: the pool has a newer version than the one that was seen, or is about to be seen in it."""
+
+    wrote_pool: bool
+    statuses: int
+
+
+async def commit(api: Api, scene: Scene, outcome: Outcome, now: Seconds) -> Committed:
+    """Writes the pool's status if it changed or if actions follow, then those serving statuses that changed.
+
+    Raises Conflict if somebody wrote the pool since it was seen, NotFound if it is gone, Unavailable if the API does
+    not answer; in each case nothing was done that a later tick would regret.
+    """
+    pool = scene.pool
+    before = pool.status
+    status = pool_status_to_dict(
+        outcome.pool_status, before.get("conditions", ()), now=now, generation=pool.generation
+    )  # fmt: skip
+    changed = not _same(status, before)
+    if changed or _acts(outcome):
+        body = _with_status("GpuPool", {"name": pool.name}, pool.uid, status, pool.resource_version)
+        await api.apply(f"{POOLS}/{pool.name}/status", body)
+    gate = asyncio.Semaphore(WRITES_AT_ONCE)
+    writes = (_write_serving_status(api, scene, each, now, gate) for each in outcome.serving_statuses)
+    written = await asyncio.gather(*writes, return_exceptions=True)
+    for problem in written:
+        if isinstance(problem, BaseException):
+            raise problem
+    return Committed(wrote_pool=changed, statuses=sum(each is True for each in written))
+
+
+def _same(wanted: Json, there: Mapping[str, Any]) -> bool:
+    """Equal but for the order of conditions, which the API server keeps in its own."""
+    return _ordered(wanted) == _ordered(there)
+
+
+def _ordered(status: Mapping[str, Any]) -> Json:
+    conditions = sorted(status.get("conditions", ()), key=lambda condition: str(condition["type"]))
+    return {**status, "conditions": conditions}
+
+
+def _acts(outcome: Outcome) -> bool:
+    return any(not isinstance(action, Tell) for action in outcome.actions)
+
+
+async def _write_serving_status(
+    api: Api, scene: Scene, status: ServingStatus, now: Seconds, gate: asyncio.Semaphore
+) -> bool:
+    resource = scene.resources.get(status.serving)
+    if resource is None or resource.uid != status.uid:
+        return False
+    wanted = serving_status_to_dict(status, resource.status, now=now)
+    if _same(wanted, resource.status):
+        return False
+    key = status.serving
+    body = _with_status("ModelServing", {"name": key.name, "namespace": key.namespace}, status.uid, wanted)
+    async with gate:
+        try:
+            await api.apply(f"{_custom(key.namespace, 'modelservings')}/{key.name}/status", body)
+        except (NotFound, Conflict):
+            return False  # gone, or another of its name: the mirror will say so
+    return True
+
+
+def _with_status(kind: str, metadata: Json, uid: str, status: Json, version: str | None = None) -> Json:
+    """An apply of `/status`. Without `uid` an object that is gone meanwhile would be an error of its own kind."""
+    known = {**metadata, "uid": uid, **({} if version is None else {"resourceVersion": version})}
+    return {"apiVersion": labels.API_VERSION, "kind": kind, "metadata": known, "status": status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Performed:
+    """How an action ended: `problem` is None, or what the API server said."""
+
+    action: Action
+    problem: ApiError | None
+
+
+class Performer:
+    """Carries out actions in their order. One action that is refused does not stop those after it.
+
+    `reporter` names this process in events.
+    """
+
+    def __init__(self, api: Api, reporter: str) -> None:
+        self._api = api
+        self._reporter = reporter
+
+    async def perform(self, scene: Scene, actions: tuple[Action, ...], now: Seconds) -> list[Performed]:
+        """Raises Unavailable when the API does not answer; what is left is asked for again by the next tick."""
+        done = []
+        for action in actions:
+            problem: ApiError | None = None
+            try:
+                await self._do(scene, action, now)
+            except ApiError as refused:
+                problem = refused
+                log.warning(
+                    "refused: %s", refused, extra={"action": type(action).__name__, "subject": subject_of(action)}
+                )
+            done.append(Performed(action=action, problem=problem))
+        return done
+
+    async def _do(self, scene: Scene, action: Action, now: Seconds) -> None:
+        api = self._api
+        servings = {serving.key: serving for serving in scene.servings}
+        match action:
+            case ApplyClaim():
+                uids = {key: resource.uid for key, resource in scene.resources.items()}
+                if all(owner in uids for owner in action.owners):
+                    await _apply(api, manifests.claim(action, scene.pool.name, uids))
+            case DeleteClaim():
+                await api.delete(f"{_collection('ResourceClaim', action.namespace)}/{action.name}", uid=action.uid)
+            case ApplyService():
+                if (serving := servings.get(action.serving)) is not None:
+                    await _apply(api, manifests.service(serving))
+            case ApplyBudget():
+                if (serving := servings.get(action.serving)) is not None:
+                    await _apply(api, manifests.budget(serving, action.min_available))
+            case StartReplica():
+                await self._start(scene, action, servings)
+            case LeaveService():
+                path = f"{_collection('Pod', action.serving.namespace)}/{action.name}"
+                try:
+                    await api.merge(path, manifests.out_of_service(action.uid))
+                except (NotFound, Conflict):
+                    return  # it has gone by itself
+            case StopReplica():
+                path = f"{_collection('Pod', action.serving.namespace)}/{action.name}"
+                await api.delete(path, uid=action.uid)
+            case Tell():
+                await self._tell(scene, action, now)
+            case _:
+                assert_never(action)
+
+    async def _start(self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving]) -> None:
+        key = action.placement.serving
+        serving, resource = servings.get(key), scene.resources.get(key)
+        if serving is None or resource is None or resource.template.hash != action.placement.template_hash:
+            return  # it was planned from a spec that is no longer: the next plan will say what to do
+        await _apply(self._api, manifests.pod(action, serving, resource.template))
+
+    async def _tell(self, scene: Scene, tell: Tell, now: Seconds) -> None:
+        """Said once: the event's name comes from what it says, and the API server keeps it for an hour."""
+        resource = scene.resources.get(tell.serving)
+        if resource is None:
+            return
+        said = f"{resource.uid}|{tell.reason}|{tell.message}"
+        name = f"{tell.serving.name[:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": tell.serving.namespace},
+            "eventTime": rfc3339_micro(now),
+            "reportingController": f"{labels.GROUP}/operator",
+            "reportingInstance": self._reporter,
+            "action": "Decide",
+            "reason": tell.reason,
+            "type": "Warning" if tell.warning else "Normal",
+            "note": tell.message.encode()[:NOTE_LIMIT].decode(errors="ignore"),
+            "regarding": {
+                "apiVersion": labels.API_VERSION,
+                "kind": "ModelServing",
+                "namespace": tell.serving.namespace,
+                "name": tell.serving.name,
+                "uid": resource.uid,
+            },
+        }
+        try:
+            await self._api.create(f"/apis/events.k8s.io/v1/namespaces/{tell.serving.namespace}/events", body)
+        except Conflict:
+            return  # said already
+
+
+def subject_of(action: Action) -> str:
+    """What an action is about, for logs: namespace and name."""
+    match action:
+        case ApplyClaim():
+            return f"{action.namespace}/{manifests.claim_name(action.gpu_uuid, action.sharing)}"
+        case DeleteClaim():
+            return f"{action.namespace}/{action.name}"
+        case StartReplica():
+            return f"{action.placement.serving.namespace}/{action.placement.name}"
+        case LeaveService() | StopReplica():
+            return f"{action.serving.namespace}/{action.name}"
+        case ApplyService() | ApplyBudget() | Tell():
+            return str(action.serving)
+        case _:
+            assert_never(action)
+
+
+_COLLECTIONS = {
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Service": "/api/v1/namespaces/{}/services",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "ResourceClaim": "/apis/resource.k8s.io/v1/namespaces/{}/resourceclaims",
+}
+
+
+def _collection(kind: str, namespace: str) -> str:
+    return _COLLECTIONS[kind].format(namespace)
+
+
+def _custom(namespace: str, plural: str) -> str:
+    return f"/apis/{labels.API_VERSION}/namespaces/{namespace}/{plural}"
+
+
+async def _apply(api: Api, body: dict[str, Any]) -> None:
+    metadata = body["metadata"]
+    await api.apply(f"{_collection(body['kind'], metadata['namespace'])}/{metadata['name']}", body)
