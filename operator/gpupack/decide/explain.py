@@ -1,0 +1,196 @@
+"""The one place that makes sentences of decisions.
+
+The condition, the event, the log line and `gpupack explain` all print these. Numbers carry their unit and, where they
+are believed rather than read, where they come from. Knows words, not rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.placement import ChosenShape, PredictedEffect
+from gpupack.facts.serving import Slo
+from gpupack.plan import Reason, Unit, Verdict
+from gpupack.units import gibibytes, milliseconds, percent
+
+_BELIEVED = {
+    Source.CALIBRATED: "predicted",
+    Source.ANALYTIC: "predicted",
+    Source.DATASHEET: "predicted from datasheets",
+    Source.UNVERIFIED: "predicted from unverified numbers",
+    Source.ASSUMED: "assumed",
+}
+
+
+def place(subject: str) -> str:
+    """A GPU by the beginning of its uuid, anything else as it is."""
+    return subject[:12] if subject.startswith("GPU-") else subject
+
+
+def number(value: float, unit: Unit) -> str:
+    """A value as a person reads it; ratios in per cent."""
+    if unit is Unit.BYTES:
+        return f"{gibibytes(value):.1f} GiB"
+    if unit is Unit.SECONDS:
+        return f"{value:.0f} s" if value >= 10 else f"{milliseconds(value):.4g} ms"
+    if unit is Unit.RATIO:
+        return f"{percent(value):.0f} %"
+    if unit is Unit.TOKENS_PER_SECOND:
+        return f"{value:,.0f} tokens/s"
+    return f"{value:g} {unit.value}".strip()
+
+
+def estimate(value: Estimate, unit: Unit) -> str:
+    """The number, with its source and reach where it is believed rather than read."""
+    text = number(value.value, unit)
+    if value.source not in _BELIEVED or unit is Unit.BYTES:
+        return text
+    reach = (value.high - value.low) / 2 / abs(value.value) if value.value else 0.0
+    error = f", within {percent(reach):.0f} %" if reach >= 0.005 else ""
+    return f"{text} ({_BELIEVED[value.source]}{error})"
+
+
+def verdict(given: Verdict) -> str:
+    """One objection as a sentence: what is, what would have to be, and the gap."""
+    where, unit = place(given.subject), given.unit
+    seen, limit = estimate(given.observed, unit), number(given.limit.value, unit)
+    gap = number(abs(given.margin), unit)
+    match given.reason:
+        case Reason.DATA_MISSING:
+            more = f" and {given.observed.value - 1:.0f} more" if given.observed.value > 1 else ""
+            return f"Readings of {where} are missing: {given.detail}{more}. Nothing is added or removed meanwhile."
+        case Reason.HELD_BY_OTHERS:
+            amount = f" ({seen})" if unit in (Unit.BYTES, Unit.SECONDS) else ""
+            return f"{where} is held by others: {given.detail}{amount}."
+        case Reason.ROLLED_BACK:
+            return f"One more replica on {where} was tried and did not bring what was predicted."
+        case Reason.MAX_REPLICAS:
+            return f"maxReplicas is {limit.removesuffix(' replicas')}."
+        case Reason.DEMAND_MET if unit is Unit.RATIO:
+            return f"The load takes {seen} of what the replicas can carry; one more is added above {limit}."
+        case Reason.DEMAND_MET:
+            who, count = _ASKED.get(given.detail, "The load asks for"), given.limit.value
+            return f"{who} {count:.0f}, and as many {_are(count)} planned."
+        case Reason.MEMORY if unit is Unit.REPLICAS:
+            return f"{where} takes {limit.removesuffix(' replicas')} replica: {given.detail}."
+        case Reason.MEMORY:
+            return f"One more replica would need {seen} of {limit} on {where}: {gap} too much."
+        case Reason.HOST_CPU:
+            return f"One more replica would need {seen} of {limit} on the node of {where}: {gap} too many."
+        case Reason.LATENCY_SLO if unit is Unit.RATIO:
+            return f"One more replica would leave {where} with {seen} of what it can serve: {given.detail}."
+        case Reason.LATENCY_SLO:
+            return f"One more replica would bring the {given.detail} of {where} to {seen}; its limit is {limit}."
+        case Reason.BANDWIDTH_CEILING:
+            return f"The DRAM traffic of {where} is at {seen} of what its engines can reach; the ceiling is {limit}."
+        case Reason.MARGINAL_GAIN:
+            return f"One more replica would bring {where} {seen} more throughput; at least {limit} is asked."
+
+
+_ASKED = {
+    "Manual": "spec.replicas asks for",
+    "Declared": "The declared load asks for",
+    "ClosedLoop": "The clients, whose number is constant, ask for",
+    "Missing": "The load that was last known asks for",
+}
+
+
+def _are(count: float) -> str:
+    return "is" if count == 1 else "are"
+
+
+def added(uuid: str, planned: int, wanted: int, effect: PredictedEffect | None, against: Iterable[Verdict]) -> str:
+    """One more replica was planned: where, why, and what it should bring."""
+    text = f"Replica {planned} goes to {place(uuid)}; {wanted} {_are(wanted)} wanted."
+    if effect is not None and effect.tokens_per_second_before > 0:
+        gain = effect.tokens_per_second_after / effect.tokens_per_second_before - 1.0
+        text += (
+            f" Predicted: {percent(gain):+.0f} % throughput at full batches, saturation"
+            f" {percent(effect.saturation_after):.0f} %, inter-token latency {milliseconds(effect.itl_after):.1f} ms."
+        )
+    past = [each.reason.value for each in against]
+    if past:
+        text += f" The manual count goes past {_and(past)}."
+    return text
+
+
+def opened(uuid: str, stops: Iterable[Verdict]) -> str:
+    """Why a GPU was opened: none of those in use takes one more."""
+    first: dict[str, Verdict] = {}
+    for each in stops:
+        first.setdefault(each.subject, each)
+    told = " ".join(verdict(each) for each in list(first.values())[:3])
+    return f"{place(uuid)} is opened because no GPU in use takes one more. {told}".strip()
+
+
+def removed(uuid: str, left: int, rate: float | None) -> str:
+    load = "" if rate is None else f": they are predicted to hold {rate:.3g} requests/s"
+    return f"A replica on {place(uuid)} is given up; {left} {_are(left)} left{load}."
+
+
+def replaced(uuid: str, slot: int) -> str:
+    return f"Replica {slot} on {place(uuid)} is replaced: its shape or its pod template has changed."
+
+
+def moved(old: str, new: str) -> str:
+    return f"A replica moves from {place(old)} to {place(new)}: its new shape does not fit where the old one was."
+
+
+def given_up(uuid: str, why: str, seconds: float, *, again: bool) -> str:
+    """A replica that did not come up was withdrawn; `again` says that the one it was to replace stays."""
+    text = f"The replica on {place(uuid)} is withdrawn: {why}. The GPU is not tried again for {seconds:.0f} s."
+    return f"{text} The replica that it was to replace stays." if again else text
+
+
+def sharing_not_allowed(wish: str, allowed: Iterable[str]) -> str:
+    return f"spec.sharing is {wish}, but the pool allows {_and(sorted(allowed)) or 'nothing'}."
+
+
+def advised(chosen: ChosenShape) -> str:
+    """What gpupack would do in Advise mode."""
+    return (
+        f"On {chosen.gpu_kind}: {chosen.shape.max_num_seqs} sequences and"
+        f" {gibibytes(chosen.shape.kv_cache_memory_bytes):.1f} GiB of KV cache an engine,"
+        f" {chosen.replicas_per_gpu} on a GPU. Nothing is touched."
+    )
+
+
+def no_gpu() -> str:
+    return "The pool has no GPU that can be used."
+
+
+def waits() -> str:
+    return "Waiting for the first decision."
+
+
+def promise(slo: Slo) -> str:
+    """The SLO in words: `inter-token latency P95 40 ms`."""
+    parts = []
+    if slo.itl is not None:
+        parts.append(f"inter-token latency {slo.statistic.value} {milliseconds(slo.itl):.4g} ms")
+    if slo.ttft is not None:
+        parts.append(f"time to first token {slo.statistic.value} {milliseconds(slo.ttft):.4g} ms")
+    return _and(parts) + (" (assumed)" if slo.assumed else "")
+
+
+def unreachable(slo: Slo, best: float) -> str:
+    return f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(best):.4g} ms, which is what runs."
+
+
+def mismatch(engines: Iterable[str], planned: int) -> str:
+    """Engines whose cache_config_info shows other blocks than were planned."""
+    return f"{_and(engines)} did not take the {planned} KV cache blocks that were planned."
+
+
+def goes_past(reasons: Iterable[Reason]) -> str:
+    return f"The manual count goes past {_and(each.value for each in reasons)}."
+
+
+def ready(count: int, planned: int) -> str:
+    return f"{count} of {planned} replicas {_are(count)} ready."
+
+
+def _and(parts: Iterable[str]) -> str:
+    *most, last = list(parts) or [""]
+    return f"{', '.join(most)} and {last}" if most else last

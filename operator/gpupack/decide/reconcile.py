@@ -1,0 +1,354 @@
+"""One tick: from an observation to what should be written and done. Pure; equal in, equal out.
+
+Plan first: if the plan changes, this tick only writes it, and the next one acts on it as it is read back. A plan that
+was lost is built anew from the replicas' labels and restarts nothing. Data that is stale holds everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from gpupack.decide import explain, report
+from gpupack.decide.board import Board
+from gpupack.decide.capacity import capacity_of
+from gpupack.decide.demand import Basis, Demand, ask
+from gpupack.decide.hold import GivenUp, Renewal, is_settled, placement_of, renew, to_give_up, withdraw
+from gpupack.decide.pack import Survey, effect, sharing_of, survey
+from gpupack.decide.prospect import Prospects
+from gpupack.decide.shapes import choose
+from gpupack.decide.steps import obstacle, steps
+from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.interpretation import Facts, interpret, is_leaving
+from gpupack.facts.observation import Observation, ReplicaSeen
+from gpupack.facts.placement import Placement, Plan, Record
+from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
+from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
+
+WANTED_MOVES = 0.2
+"""A wanted count that moves by no more than this share is noise of the load, not another decision."""
+WARNINGS = frozenset((Reason.DATA_MISSING.value, Step.WITHDRAWN.value, Step.SHARING_NOT_ALLOWED.value, Step.NO_GPU.value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was decided for one serving, as it will be recorded; the sides of the comparison in `unit`."""
+
+    reason: str
+    subject: str
+    message: str
+    observed: float = 0.0
+    limit: float = 0.0
+    unit: Unit = Unit.NONE
+    at_least: bool = False
+
+
+def reconcile(observation: Observation) -> Outcome:
+    facts = interpret(observation)
+    if facts.stale or facts.pool_problem is not None:
+        return _held(facts)
+    prospects = Prospects.of(facts)
+    before = adopt(facts) if facts.plan is None else facts.plan
+    shapes = choose(facts, prospects, before.shapes)
+    board = Board(facts, replace(before, shapes=shapes), prospects)
+    old = {each.serving: each for each in before.records}
+    verdicts: list[tuple[ServingKey, Verdict]] = []
+    records = dict(old)
+    if facts.plan is not None:
+        records = _decide(board, old, verdicts)
+    plan = Plan(
+        placements=board.placements,
+        shapes=shapes,
+        records=tuple(records[key] for key in sorted(records)),
+        withdrawn=tuple(board.withdrawn[key] for key in sorted(board.withdrawn)),
+    )
+    changed = plan != facts.plan
+    statuses = [report.serving_status(board, each, records.get(key)) for key, each in facts.servings.items()]
+    statuses += [report.refused_status(facts, each) for each in facts.refused.values()]
+    return Outcome(
+        pool_status=report.pool_status(facts, plan),
+        plan_changed=changed,
+        serving_statuses=tuple(sorted(statuses, key=lambda each: each.serving)),
+        actions=_tells(old, records) if changed else steps(board),
+        verdicts=tuple(verdicts),
+        wake_in=facts.policy.least_gap if changed else facts.policy.tick,
+    )
+
+
+def adopt(facts: Facts) -> Plan:
+    """The plan that the replicas' labels tell of. Of two in one slot the younger is the plan, the older its past."""
+    slots: dict[tuple[ServingKey, str, int], ReplicaSeen] = {}
+    for key, replicas in facts.replicas_of.items():
+        if key not in facts.servings and key not in facts.refused:
+            continue
+        for each in replicas:
+            place = (key, each.gpu_uuid, each.slot)
+            rival = slots.get(place)
+            if is_leaving(each) or (rival is not None and rival.created_at > each.created_at):
+                continue
+            slots[place] = each
+    return Plan(placements=tuple(placement_of(each) for each in slots.values()))
+
+
+def _held(facts: Facts) -> Outcome:
+    """Nothing may be decided: the plan stays, and the pool says why."""
+    missing = [
+        (key, Verdict(
+            subject=str(key), reason=Reason.DATA_MISSING, observed=Estimate.exact(len(facts.stale), Source.MEASURED),
+            limit=Estimate.exact(0.0, Source.MEASURED), unit=Unit.NONE, detail=f"{name} is stale",
+        ))
+        for key in facts.servings
+        for name in facts.stale[:1]
+    ]  # fmt: skip
+    return Outcome(
+        pool_status=report.pool_status(facts, facts.plan),
+        plan_changed=False,
+        serving_statuses=(),
+        actions=(),
+        verdicts=tuple(missing),
+        wake_in=facts.policy.tick,
+    )
+
+
+def _decide(
+    board: Board, old: Mapping[ServingKey, Record], verdicts: list[tuple[ServingKey, Verdict]]
+) -> dict[ServingKey, Record]:
+    """Move the board by at most one step on every GPU, and record why."""
+    facts = board.facts
+    _forget(board)
+    given_up = withdraw(board, lambda placement: obstacle(board, placement))
+    demands = {
+        key: ask(each, facts, len(board.of[key]), capacity_of(board, each)) for key, each in facts.servings.items()
+    }
+    for key, serving in facts.servings.items():
+        rate = demands[key].rate if demands[key].rate is not None else serving.declared_rate
+        if rate is not None:
+            board.rates[key] = rate
+    records: dict[ServingKey, Record] = {key: old[key] for key in facts.refused if key in old}
+    for serving in _in_turn(board, demands):
+        key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
+        decision = _decide_one(board, serving, demand, was, given_up, verdicts)
+        planned = len(board.of[key])
+        if decision is not None:
+            records[key] = _record(key, decision, max(demand.wanted, 0), planned, was, facts)
+        elif was is not None:
+            records[key] = was
+    return records
+
+
+def _in_turn(board: Board, demands: Mapping[ServingKey, Demand]) -> list[Serving]:
+    """Those without their least count first, then the older ones; ties by name."""
+    return sorted(
+        board.facts.servings.values(),
+        key=lambda each: (len(board.of[each.key]) >= demands[each.key].floor, each.created_at, each.key),
+    )
+
+
+def _forget(board: Board) -> None:
+    """Placements of servings that are gone, and on GPUs that are gone with the pod; deadlines that are over."""
+    facts = board.facts
+    for placement in board.placements:
+        known = placement.serving in facts.servings or placement.serving in facts.refused
+        lost = placement.gpu_uuid not in facts.gpus and board.pod(placement) is None
+        if not known or lost:
+            board.remove(placement)
+    board.withdrawn = {
+        key: each
+        for key, each in board.withdrawn.items()
+        if each.until > facts.at and each.serving in facts.servings
+    }
+    board.touched.clear()
+
+
+def _decide_one(
+    board: Board,
+    serving: Serving,
+    demand: Demand,
+    record: Record | None,
+    given_up: Iterable[GivenUp],
+    verdicts: list[tuple[ServingKey, Verdict]],
+) -> Decision | None:
+    """The one thing to say about this serving, after the board has been moved; None keeps what was said last."""
+    key, facts = serving.key, board.facts
+    sharing = sharing_of(serving, facts.policy)
+    if sharing is None:
+        message = explain.sharing_not_allowed(serving.sharing.value, (each.value for each in facts.policy.sharing))
+        return Decision(reason=Step.SHARING_NOT_ALLOWED, subject=str(key), message=message)
+    for each in given_up:
+        if each.placement.serving == key:
+            return _withdrawn(each, facts)
+    if serving.mode is Mode.ADVISE:
+        return _advised(board, serving, sharing, demand, verdicts)
+    renewal = renew(board, serving, sharing, demand)
+    if renewal is not None and renewal.new is not None:
+        return Decision(
+            reason=Step.REPLACED, subject=renewal.old.gpu_uuid,
+            message=explain.replaced(renewal.old.gpu_uuid, renewal.old.slot),
+        )  # fmt: skip
+    victim = to_give_up(board, serving, demand, record)
+    if victim is not None:
+        board.remove(victim)
+        left = len(board.of[key])
+        message = explain.removed(victim.gpu_uuid, left, demand.rate if demand.basis is Basis.ARRIVALS else None)
+        return Decision(reason=Step.REMOVED, subject=victim.gpu_uuid, message=message)
+    found = survey(board, serving, sharing, demand)
+    verdicts.extend((key, verdict) for verdict in found.verdicts)
+    if renewal is not None and renewal.stop is not None:
+        return _elsewhere(board, serving, sharing, demand, renewal, renewal.stop)
+    return _grown(board, serving, sharing, demand, record, found)
+
+
+def _grown(
+    board: Board, serving: Serving, sharing: Sharing, demand: Demand, record: Record | None, found: Survey
+) -> Decision | None:
+    """One more replica if one is wanted and has a place; else why not."""
+    key = serving.key
+    planned = len(board.of[key])
+    settled = is_settled(board, key)
+    if demand.wanted > planned and found.uuid is not None and (settled or _may_start_many(demand, planned)):
+        return _added(board, serving, sharing, demand, found, found.uuid)
+    if record is not None and (not settled or found.waiting) and (found.stop is None or demand.wanted <= planned):
+        return None
+    if found.stop is not None:
+        return _stopped(found.stop)
+    if not board.facts.gpus:
+        return Decision(reason=Step.NO_GPU, subject=str(key), message=explain.no_gpu())
+    return None
+
+
+def _may_start_many(demand: Demand, planned: int) -> bool:
+    """What was asked for from the start need not wait for one another; a step that answers the load does."""
+    return demand.basis in (Basis.MANUAL, Basis.DECLARED) or planned < demand.floor
+
+
+def _added(
+    board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str
+) -> Decision:
+    chosen = board.chosen(serving.key, uuid)
+    assert chosen is not None
+    is_opening = not board.is_used(uuid) and any(board.is_used(each) for each in board.facts.gpus)
+    placement = Placement(
+        serving=serving.key,
+        gpu_uuid=uuid,
+        slot=board.free_slot(serving.key, uuid),
+        sharing=sharing,
+        shape=chosen.shape,
+        template_hash=serving.template_hash,
+        planned_at=board.facts.at,
+    )
+    board.add(placement)
+    brings = effect(board, placement)
+    message = explain.added(uuid, len(board.of[serving.key]), demand.wanted, brings, found.past)
+    if is_opening:
+        used = [each for each in found.verdicts if each.subject != uuid]
+        message = f"{message} {explain.opened(uuid, used)}"
+    gain = 0.0
+    if brings is not None and brings.tokens_per_second_before > 0:
+        gain = brings.tokens_per_second_after / brings.tokens_per_second_before - 1.0
+    return Decision(
+        reason=Step.ADDED,
+        subject=uuid,
+        message=message,
+        observed=gain,
+        limit=board.facts.policy.least_marginal_gain,
+        unit=Unit.RATIO,
+        at_least=True,
+    )
+
+
+def _elsewhere(
+    board: Board, serving: Serving, sharing: Sharing, demand: Demand, renewal: Renewal, stop: Verdict
+) -> Decision:
+    """A replica whose new shape has no room where it is moves to a GPU that has, or stays as it is."""
+    one_more = replace(demand, wanted=len(board.of[serving.key]) + 1)
+    found = survey(board, serving, sharing, one_more)
+    if found.uuid is None or not is_settled(board, serving.key):
+        return _stopped(stop)
+    board.remove(renewal.old)
+    _added(board, serving, sharing, demand, found, found.uuid)
+    message = explain.moved(renewal.old.gpu_uuid, found.uuid)
+    return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
+
+
+def _advised(
+    board: Board,
+    serving: Serving,
+    sharing: Sharing,
+    demand: Demand,
+    verdicts: list[tuple[ServingKey, Verdict]],
+) -> Decision | None:
+    found = survey(board, serving, sharing, demand)
+    verdicts.extend((serving.key, verdict) for verdict in found.verdicts)
+    if found.stop is not None and demand.wanted > len(board.of[serving.key]):
+        return _stopped(found.stop)
+    shapes = sorted(
+        (each for (key, _), each in board.shapes.items() if key == serving.key), key=lambda each: each.gpu_kind
+    )
+    if not shapes:
+        return None
+    return Decision(
+        reason=Step.ADVISED,
+        subject=shapes[0].gpu_kind,
+        message=" ".join(explain.advised(each) for each in shapes),
+        observed=shapes[0].replicas_per_gpu,
+        unit=Unit.REPLICAS,
+    )
+
+
+def _withdrawn(each: GivenUp, facts: Facts) -> Decision:
+    deadline = facts.policy.pending_deadline
+    uuid = each.placement.gpu_uuid
+    message = explain.given_up(uuid, each.why, deadline, again=each.instead is not None)
+    return Decision(
+        reason=Step.WITHDRAWN, subject=uuid, message=message, observed=deadline, limit=deadline, unit=Unit.SECONDS
+    )
+
+
+def _stopped(verdict: Verdict) -> Decision:
+    return Decision(
+        reason=verdict.reason.value,
+        subject=verdict.subject,
+        message=explain.verdict(verdict),
+        observed=verdict.observed.value,
+        limit=verdict.limit.value,
+        unit=verdict.unit,
+        at_least=verdict.at_least,
+    )
+
+
+def _record(
+    key: ServingKey, decision: Decision, wanted: int, planned: int, was: Record | None, facts: Facts
+) -> Record:
+    """The last record for as long as nothing but its numbers would change."""
+    same = was is not None and _gist(was) == (decision.reason, decision.subject, planned)
+    if was is not None and same and abs(was.wanted - wanted) <= WANTED_MOVES * was.wanted:
+        return was
+    return Record(
+        serving=key,
+        reason=decision.reason,
+        subject=decision.subject,
+        observed=decision.observed,
+        limit=decision.limit,
+        unit=decision.unit.value,
+        at_least=decision.at_least,
+        wanted=wanted,
+        planned=planned,
+        message=decision.message,
+        at=facts.at,
+    )
+
+
+def _gist(record: Record) -> tuple[str, str, int]:
+    return record.reason, record.subject, record.planned
+
+
+def _tells(old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record]) -> tuple[Tell, ...]:
+    """An event for every serving whose decision is another one now; a wanted count alone is none."""
+    told = []
+    for key, record in sorted(new.items()):
+        was = old.get(key)
+        if was is record or (was is not None and _gist(was) == _gist(record)):
+            continue
+        warning = record.reason in WARNINGS or (record.planned == 0 and record.wanted > 0)
+        told.append(Tell(serving=key, warning=warning, reason=record.reason, message=record.message))
+    return tuple(told)

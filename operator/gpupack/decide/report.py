@@ -1,0 +1,293 @@
+"""What a person reads: the status of a serving and of the pool, derived from the plan and from what is there.
+
+Numbers are those of the last decision and change only with it; live values are metrics. So nothing is written when
+nothing changed. Knows conditions; their sentences are `explain`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gpupack.decide import explain
+from gpupack.decide.board import Board
+from gpupack.decide.hold import is_settled
+from gpupack.decide.pack import went_past
+from gpupack.facts.engine_args import shape_args
+from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
+from gpupack.facts.observation import Missing, Phase, Refused, ReplicaSeen
+from gpupack.facts.placement import ChosenShape, Placement, Plan, Record
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import BLOCK_TOKENS, Mode, ScalingMode, Serving, ServingKey, Slo, Statistic
+from gpupack.perf.memory import default_shape
+from gpupack.plan import Condition, ConditionType, PoolStatus, Reason, ReplicaStatus, ServingStatus, Step, Truth
+
+PACKED_AS_FAR_AS_IT_PAYS = frozenset(
+    each.value
+    for each in (
+        Reason.MAX_REPLICAS,
+        Reason.MEMORY,
+        Reason.HOST_CPU,
+        Reason.LATENCY_SLO,
+        Reason.BANDWIDTH_CEILING,
+        Reason.MARGINAL_GAIN,
+    )
+)
+
+
+def selector_of(key: ServingKey) -> str:
+    """The label selector of a serving's pods; kube/labels.py writes the same name."""
+    return f"gpupack.dev/serving={key.name}"
+
+
+def serving_status(board: Board, serving: Serving, record: Record | None) -> ServingStatus:
+    facts, key = board.facts, serving.key
+    chosen = _main_shape(board, key)
+    placements = board.of[key]
+    pods = [each for each in facts.replicas_of.get(key, ()) if each.deletion_at is None]
+    ready = sum(1 for each in pods if each.phase is Phase.READY)
+    return ServingStatus(
+        serving=key,
+        uid=serving.uid,
+        observed_generation=serving.generation,
+        replicas=len(pods),
+        ready_replicas=ready,
+        selector=selector_of(key),
+        max_num_seqs=None if chosen is None else chosen.shape.max_num_seqs,
+        kv_cache_memory_bytes=None if chosen is None else chosen.shape.kv_cache_memory_bytes,
+        max_model_len=None if chosen is None else chosen.shape.max_model_len,
+        engine_args=_arguments(chosen),
+        replicas_per_gpu=None if chosen is None else chosen.replicas_per_gpu,
+        freed_bytes=None if chosen is None else _freed(board, serving, chosen),
+        assumed=_assumed(serving),
+        placements=tuple(sorted((_replica(board, each) for each in placements), key=lambda each: each.name)),
+        decision_reason="" if record is None else record.reason,
+        decision_message="" if record is None else record.message,
+        decision_observed=None if record is None else record.observed,
+        decision_limit=None if record is None else record.limit,
+        decision_unit="" if record is None else record.unit,
+        decision_at=None if record is None else record.at,
+        conditions=(
+            _condition(ConditionType.ACCEPTED, Truth.TRUE, "Accepted", "The spec can be carried out."),
+            _ready(board, serving, pods, ready),
+            _packed(board, serving, record),
+            _slo_met(board, serving, chosen, pods),
+            _progressing(board, serving),
+        ),
+    )
+
+
+def refused_status(facts: Facts, refused: Refused) -> ServingStatus:
+    """A serving that cannot be carried out: what runs of it is left alone."""
+    pods = [each for each in facts.replicas_of.get(refused.key, ()) if each.deletion_at is None]
+    message = f"{refused.field}: {refused.problem}; {refused.fix}."
+    unknown = "The spec is not accepted."
+    return ServingStatus(
+        serving=refused.key,
+        uid=refused.uid,
+        observed_generation=refused.generation,
+        replicas=len(pods),
+        ready_replicas=sum(1 for each in pods if each.phase is Phase.READY),
+        selector=selector_of(refused.key),
+        max_num_seqs=None,
+        kv_cache_memory_bytes=None,
+        max_model_len=None,
+        engine_args=(),
+        replicas_per_gpu=None,
+        freed_bytes=None,
+        assumed=(),
+        placements=(),
+        decision_reason="",
+        decision_message="",
+        decision_observed=None,
+        decision_limit=None,
+        decision_unit="",
+        decision_at=None,
+        conditions=(
+            _condition(ConditionType.ACCEPTED, Truth.FALSE, "Invalid", message),
+            _condition(ConditionType.READY, Truth.UNKNOWN, "Invalid", unknown),
+            _condition(ConditionType.PACKED, Truth.UNKNOWN, "Invalid", unknown),
+            _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "Invalid", unknown),
+            _condition(ConditionType.PROGRESSING, Truth.FALSE, "Invalid", unknown),
+        ),
+    )
+
+
+def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
+    """`plan` is the one to be written; None leaves the pool without one."""
+    placements = () if plan is None else plan.placements
+    accepted = _condition(ConditionType.ACCEPTED, Truth.TRUE, "Accepted", "The pool decides.")
+    ready = _condition(ConditionType.READY, Truth.TRUE, "Deciding", "What the pool needs to know is known.")
+    if facts.pool_problem is not None:
+        accepted = _condition(ConditionType.ACCEPTED, Truth.FALSE, "Refused", facts.pool_problem)
+        ready = _condition(ConditionType.READY, Truth.FALSE, "Refused", "The pool decides nothing.")
+    elif facts.stale:
+        message = f"Too old to be trusted: {', '.join(facts.stale)}. Everything stays as it is."
+        ready = _condition(ConditionType.READY, Truth.UNKNOWN, Reason.DATA_MISSING.value, message)
+    elif not facts.gpus:
+        ready = _condition(ConditionType.READY, Truth.FALSE, Step.NO_GPU.value, explain.no_gpu())
+    return PoolStatus(
+        plan=plan,
+        gpus=len(facts.gpus),
+        gpus_in_use=len({each.gpu_uuid for each in placements}),
+        replicas=len(placements),
+        conditions=(accepted, ready),
+    )
+
+
+def _condition(kind: ConditionType, truth: Truth, reason: str, message: str) -> Condition:
+    return Condition(type=kind, truth=truth, reason=reason, message=message)
+
+
+def _main_shape(board: Board, key: ServingKey) -> ChosenShape | None:
+    """The shape on the kind of GPU that most replicas are on, else on the first kind by name."""
+    chosen = sorted((each for each in board.shapes.values() if each.serving == key), key=lambda each: each.gpu_kind)
+    here = Counter(board.kind(each.gpu_uuid).name for each in board.of[key] if each.gpu_uuid in board.facts.gpus)
+    return max(chosen, key=lambda each: here[each.gpu_kind], default=None)
+
+
+def _arguments(chosen: ChosenShape | None) -> tuple[str, ...]:
+    """Ready for `vllm serve`; none for a shape that does not fit the GPU at all."""
+    if chosen is None or chosen.utilization_hundredths > 100:
+        return ()
+    return shape_args(chosen.shape, chosen.utilization_hundredths)
+
+
+def _freed(board: Board, serving: Serving, chosen: ChosenShape) -> int | None:
+    """KV cache that vLLM would take by itself, less what this shape has, of one replica."""
+    kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in board.facts.gpus.values()}
+    kind = kinds.get(chosen.gpu_kind)
+    if kind is None:
+        return None
+    usual = default_shape(serving.llm, serving.dtype, kind)
+    return max(0, usual.kv_cache_memory_bytes - chosen.shape.kv_cache_memory_bytes)
+
+
+def _assumed(serving: Serving) -> tuple[str, ...]:
+    found = (
+        ("spec.model.maxModelLen", serving.max_model_len is None),
+        ("spec.slo", serving.slo is None),
+        ("spec.workload", serving.lengths.assumed),
+    )
+    return tuple(name for name, assumed in found if assumed)
+
+
+def _replica(board: Board, placement: Placement) -> ReplicaStatus:
+    gpu, pod = board.facts.gpus.get(placement.gpu_uuid), board.pod(placement)
+    return ReplicaStatus(
+        name=placement.name if pod is None else pod.name,
+        gpu_uuid=placement.gpu_uuid,
+        node="" if gpu is None else gpu.gpu.node,
+        phase="Planned" if pod is None else pod.phase.value,
+    )
+
+
+def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: int) -> Condition:
+    planned = len(board.of[serving.key])
+    if serving.mode is Mode.ADVISE and not planned:
+        return _condition(ConditionType.READY, Truth.FALSE, "AdviseOnly", "In Advise mode nothing is started.")
+    message = explain.ready(ready, max(planned, ready))
+    if ready == 0:
+        reason = "Starting" if planned else "NotPlaced"
+        return _condition(ConditionType.READY, Truth.FALSE, reason, message)
+    if mismatched := _mismatched(board, serving, pods):
+        names, blocks = mismatched
+        return _condition(ConditionType.READY, Truth.TRUE, "EngineMismatch", explain.mismatch(names, blocks))
+    return _condition(ConditionType.READY, Truth.TRUE, "Serving", message)
+
+
+def _mismatched(board: Board, serving: Serving, pods: Sequence[ReplicaSeen]) -> tuple[tuple[str, ...], int] | None:
+    """Engines that run with other KV cache blocks than planned, and how many were planned."""
+    per_block = BLOCK_TOKENS * serving.llm.kv_bytes_per_token(serving.dtype)
+    names, blocks = [], 0
+    for pod in pods:
+        engine = board.facts.engines.get(pod.name)
+        if engine is None or isinstance(engine.kv_blocks, Missing) or pod.phase is not Phase.READY:
+            continue
+        planned = pod.shape.kv_cache_memory_bytes // per_block
+        if round(engine.kv_blocks) != planned:
+            names.append(pod.name)
+            blocks = planned
+    return (tuple(names), blocks) if names else None
+
+
+def _packed(board: Board, serving: Serving, record: Record | None) -> Condition:
+    """Whether everything that the load asks for has a place, as far as it pays; why not, or why no further."""
+    if record is None:
+        return _condition(ConditionType.PACKED, Truth.UNKNOWN, "Waiting", explain.waits())
+    reason, planned = record.reason, len(board.of[serving.key])
+    message = record.message
+    if reason == Step.ADVISED:
+        return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
+    if reason == Reason.DATA_MISSING:
+        return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
+    if reason in (Step.ADDED, Step.REMOVED, Step.REPLACED, Step.MOVED):
+        return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
+    if planned and serving.scaling.mode is ScalingMode.MANUAL and (past := went_past(board, serving)):
+        return _condition(ConditionType.PACKED, Truth.TRUE, "GoesPast", f"{message} {explain.goes_past(past)}")
+    if reason == Reason.DEMAND_MET:
+        return _condition(ConditionType.PACKED, Truth.TRUE, "NotNeeded" if planned <= 1 else reason, message)
+    if planned and reason in PACKED_AS_FAR_AS_IT_PAYS:
+        return _condition(ConditionType.PACKED, Truth.TRUE, reason, message)
+    return _condition(ConditionType.PACKED, Truth.FALSE, reason, message)
+
+
+def _slo_met(board: Board, serving: Serving, chosen: ChosenShape | None, pods: Sequence[ReplicaSeen]) -> Condition:
+    slo = serving.slo if chosen is None or serving.slo is not None else chosen.slo
+    if slo is None:
+        return _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "NoPromise", "There is no promise to keep yet.")
+    if chosen is not None and chosen.unreachable is not None:
+        message = explain.unreachable(slo, chosen.unreachable)
+        return _condition(ConditionType.SLO_MET, Truth.FALSE, "Unreachable", message)
+    seen = [
+        board.facts.engines[each.name]
+        for each in pods
+        if each.phase is Phase.READY and not is_leaving(each) and each.name in board.facts.engines
+    ]
+    kept = _keeps(slo, seen, board.facts.policy)
+    promise = explain.promise(slo)
+    if kept is None:
+        message = f"Not enough requests to tell: {promise}."
+        return _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "TooFewRequests", message)
+    if kept:
+        return _condition(ConditionType.SLO_MET, Truth.TRUE, "Met", f"Kept over the last window: {promise}.")
+    return _condition(ConditionType.SLO_MET, Truth.FALSE, "Missed", f"Not kept over the last window: {promise}.")
+
+
+def _keeps(slo: Slo, engines: Sequence[EngineFacts], policy: Policy) -> bool | None:
+    """Whether the worst engine keeps the promise; None while too few requests have finished.
+
+    Engines tell means and 95th percentiles; a 99th percentile is missed if the 95th is, and unknown otherwise.
+    """
+    windows = [window for each in engines if (window := _window(each, policy)) is not None]
+    finished = sum(each.finished * each.seconds for each in windows if not isinstance(each.finished, Missing))
+    if finished < policy.min_window_requests:
+        return None
+    mean = slo.statistic is Statistic.MEAN
+    itl = [each.itl_mean if mean else each.itl_p95 for each in windows]
+    ttft = [each.ttft_mean if mean else each.ttft_p95 for each in windows]
+    known = 0
+    for limit, values in ((slo.itl, itl), (slo.ttft, ttft)):
+        if limit is None:
+            continue
+        numbers = [each for each in values if not isinstance(each, Missing)]
+        if any(each > limit for each in numbers):
+            return False
+        known += bool(numbers)
+    promised = sum(limit is not None for limit in (slo.itl, slo.ttft))
+    return True if known == promised and slo.statistic is not Statistic.P99 else None
+
+
+def _window(engine: EngineFacts, policy: Policy) -> Traffic | None:
+    """The shortest window that is long enough to judge by, else the longest there is."""
+    enough = [each for each in engine.windows if each.seconds >= policy.window]
+    return enough[0] if enough else (engine.windows[-1] if engine.windows else None)
+
+
+def _progressing(board: Board, serving: Serving) -> Condition:
+    coming = sum(1 for each in board.of[serving.key] if not board.is_ready(each))
+    if serving.mode is Mode.ACTIVE and not is_settled(board, serving.key):
+        reason = "Starting" if coming else "Stopping"
+        message = "Replicas are starting." if coming else "Replicas are stopping."
+        return _condition(ConditionType.PROGRESSING, Truth.TRUE, reason, message)
+    return _condition(ConditionType.PROGRESSING, Truth.FALSE, "Settled", "Nothing is starting or stopping.")
