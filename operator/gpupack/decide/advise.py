@@ -25,13 +25,12 @@ from gpupack.perf.prediction import Coefficients, EngineGroup, GpuPrediction, Re
 from gpupack.plan import Reason, Unit, Verdict
 from gpupack.units import Bytes, PerSecond, Seconds
 
-LARGEST_BATCH = 1024
-FINE_STEP = 8
-# Every batch limit that is worth a thought, and the few of them that are looked at first.
-BATCHES = (*range(1, FINE_STEP), *range(FINE_STEP, LARGEST_BATCH + 1, FINE_STEP))
+# Every batch limit that is worth a thought, about 3 % apart, and the few of them that are looked at first.
+BATCHES: tuple[int, ...] = (*range(1, 64), *range(64, 128, 2), *range(128, 256, 4), *range(256, 1025, 8))
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+_STRIDES = (8, 1)
 # Among batches whose goodput differs by less than this the smallest is taken: less KV memory, less latency.
-_TIE = 0.003
+_TIE = 0.01
 # Counts whose worth after the coarse pass is below this share of the best one are not looked at more closely.
 _NEAR = 0.85
 _RELAXED_BATCH = 32
@@ -252,7 +251,9 @@ class Search:
 
     def predict(self, batch: int, replicas: int, rate: PerSecond | None) -> GpuPrediction:
         asked = self.question
-        how = Sharing.EXCLUSIVE if replicas == 1 else asked.sharing
+        # Where one engine has the GPU to itself, a second one is judged as MPS would run it.
+        shared = Sharing.MPS if asked.sharing is Sharing.EXCLUSIVE else asked.sharing
+        how = Sharing.EXCLUSIVE if replicas == 1 else shared
         return sharing.predict(asked.gpu, (self.group(batch, replicas, rate),), how, asked.policy.gpu_reserve)
 
     def idle(self, batch: int) -> GpuPrediction:
@@ -432,12 +433,15 @@ class Search:
         for batch in LADDER if fixed is None else (fixed,):
             self.walk(batch)
         if fixed is None:
-            for step in (8 * FINE_STEP, FINE_STEP):
+            # Saturation falls with the batch where the host is slow: a count may pay only near the largest batch.
+            for replicas in range(1, max(self._walks.values()) + 2):
+                self.walk(self._largest(replicas))
+            for stride in _STRIDES:
                 counts = range(1, max(self._walks.values()) + 1)
                 worths = {replicas: self.worth(self._best_batch(replicas), replicas) for replicas in counts}
                 for replicas, worth in worths.items():
                     if worth >= _NEAR * max(worths.values()):
-                        self._climb(replicas, step)
+                        self._climb(replicas, stride)
         most = max(self._walks.values())
         if most == 0:
             return None
@@ -467,19 +471,30 @@ class Search:
     def _best_batch(self, replicas: int) -> int:
         return max(self._admitted(replicas), key=lambda batch: (self.capacity(batch, replicas), -batch))
 
-    def _climb(self, replicas: int, step: int) -> None:
-        """Look at batches `step` apart on both sides of the best one for as long as goodput rises."""
-        start = self._best_batch(replicas)
-        for direction in (step, -step):
-            batch, best = start, self.capacity(start, replicas)
-            while True:
-                batch = (batch + direction) // FINE_STEP * FINE_STEP if batch >= FINE_STEP else 0
-                if not FINE_STEP <= batch <= LARGEST_BATCH or self.walk(batch) < replicas:
+    def _largest(self, replicas: int) -> int:
+        """The largest batch at which so many engines have room and keep the SLO; both only get worse with the batch."""
+        low, high = 0, len(BATCHES)
+        while high - low > 1:
+            middle = (low + high) // 2
+            batch = BATCHES[middle]
+            if self.no_room(batch, replicas) or self._itl_broken(batch, replicas):
+                high = middle
+            else:
+                low = middle
+        return BATCHES[low]
+
+    def _climb(self, replicas: int, stride: int) -> None:
+        """Look at every `stride`-th batch on both sides of the best one for as long as capacity rises."""
+        start = BATCHES.index(self._best_batch(replicas))
+        for direction in (stride, -stride):
+            best = self.capacity(BATCHES[start], replicas)
+            for place in range(start + direction, len(BATCHES) if direction > 0 else -1, direction):
+                if self.walk(BATCHES[place]) < replicas:
                     break
-                goodput = self.capacity(batch, replicas)
-                if goodput < best:
+                capacity = self.capacity(BATCHES[place], replicas)
+                if capacity < best:
                     break
-                best = goodput
+                best = capacity
 
     def rejections(self, batch: int, replicas: int) -> tuple[Rejected, ...]:
         """What was not chosen and why: one engine more, a larger batch, and the best shapes of other counts."""

@@ -7,12 +7,12 @@ swept single engine, which is the honest baseline. BCA (arXiv 2503.08311) is B_o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gpupack.decide.advise import BATCHES, Advice, Question, resolve_max_model_len
-from gpupack.facts.serving import Shape, Sharing, Slo
+from gpupack.facts.serving import BLOCK_TOKENS, Shape, Sharing, Slo
 from gpupack.perf import batching, memory, sharing
 from gpupack.perf.prediction import EngineGroup, GpuPrediction
 from gpupack.units import Bytes, PerSecond, Ratio
@@ -20,6 +20,8 @@ from gpupack.units import Bytes, PerSecond, Ratio
 # The batch limits at which the published advisor measured.
 PUBLISHED_GRID = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024)
 _TIE = 0.003
+# Answers whose lengths vary so much do not end together (gamma lengths: the overshoot is gone by 0.5).
+_UNLIKE = 0.5
 
 
 class Contender(StrEnum):
@@ -91,50 +93,75 @@ def bca(question: Question, slo: Slo, requests: int | None = None) -> Knee:
     """
     runs = {limit: _lone_run(question, _own_kv(question, limit), requests) for limit in PUBLISHED_GRID}
     alone = runs[1].total_tokens_per_second
-    best: int | None = None
+    best = 0
     for limit, run in runs.items():
         efficient = limit == 1 or run.total_tokens_per_second > question.batching.min_efficiency * limit * alone
         quick = slo.itl is None or run.groups[0].itl_mean <= slo.itl
-        if efficient and quick and not run.groups[0].kv_starved:
-            best = limit if best is None or _more(run, runs[best]) else best
+        more = best == 0 or run.total_tokens_per_second > runs[best].total_tokens_per_second
+        # The published curve ends where requests are preempted.
+        held = _peak_bytes(question, limit, run, requests) <= _own_kv(question, limit).kv_cache_memory_bytes
+        if efficient and quick and more and held:
+            best = limit
     limit = best or 1
-    run = runs[limit]
-    space = _own_kv(question, limit).kv_cache_memory_bytes
-    peak = Bytes(round(run.groups[0].kv_peak_fraction * space))
+    space, peak = _own_kv(question, limit).kv_cache_memory_bytes, _peak_bytes(question, limit, runs[limit], requests)
     return Knee(
         max_num_seqs=limit,
-        prediction=run,
-        efficiency=Ratio(run.total_tokens_per_second / (limit * alone)),
+        prediction=runs[limit],
+        efficiency=Ratio(runs[limit].total_tokens_per_second / (limit * alone)),
         kv_peak_bytes=peak,
         freed_memory_fraction=Ratio((space - peak) / question.gpu.memory_bytes),
-        keeps_slo=best is not None,
+        keeps_slo=best != 0,
     )
 
 
-def _more(run: GpuPrediction, than: GpuPrediction) -> bool:
-    return run.total_tokens_per_second > than.total_tokens_per_second
+def _peak_bytes(question: Question, limit: int, run: GpuPrediction, requests: int | None) -> Bytes:
+    """Most KV cache in use at once by a lone engine of that batch limit.
+
+    The steady state's is that of its 99th percentile. In a run whose requests are all there at the start, answers of
+    like length also end together: at that moment a context holds a whole answer instead of half of one, less what the
+    last prompt came later (prompts share the token budget with the sequences that run already).
+    """
+    lengths, group = question.lengths, run.groups[0]
+    steady = memory.kv_tokens_needed(lengths, limit, BLOCK_TOKENS, Ratio(0.0))
+    if requests is None or lengths.output_cv >= _UNLIKE:
+        tokens = float(steady)
+    else:
+        shape = _own_kv(question, limit)
+        running = min(group.running_mean, float(requests))
+        budget = max(1.0, shape.max_num_batched_tokens - running / 2.0)
+        late = min(lengths.output_mean, running * lengths.input_mean / budget if shape.chunked_prefill else 0.0)
+        context = lengths.input_mean + lengths.output_mean * (1.0 - lengths.output_cv) - late / 2.0
+        tokens = max(running * (context + BLOCK_TOKENS / 2), float(steady) if lengths.output_cv else 0.0)
+    return Bytes(round(tokens) * question.llm.kv_bytes_per_token(question.dtype))
 
 
 def _swept(question: Question, slo: Slo) -> Row:
-    """One engine with all of vLLM's KV cache at the batch limit of the highest load within the SLO."""
-    full = {limit: _lone_run(question, _own_kv(question, limit), None) for limit in BATCHES}
-    plateau = max(run.total_tokens_per_second for run in full.values())
-    kept = [
-        limit
-        for limit in BATCHES
-        if slo.itl is None or sharing.statistic_of(full[limit].groups[0], slo.statistic)[0] <= slo.itl
-    ]
-    finalists = _finalists(kept, lambda limit: full[limit].total_tokens_per_second)
-    found = [_row(question, slo, Contender.SWEPT, _own_kv(question, limit)) for limit in finalists]
+    """One engine with all of vLLM's KV cache, at the batch limit and token budget of the highest load within the SLO.
+
+    Two budgets are swept: that of the question and vLLM's own.
+    """
+    found: list[Row] = []
+    plateau = 0.0
+    for budget in sorted({question.max_num_batched_tokens, _defaults(question).max_num_batched_tokens}):
+        full = {limit: _lone_run(question, _own_kv(question, limit, budget), None) for limit in BATCHES}
+        plateau = max(plateau, *(run.total_tokens_per_second for run in full.values()))
+        found += [
+            _row(question, slo, Contender.SWEPT, _own_kv(question, limit, budget)) for limit in _finalists(full, slo)
+        ]
     return replace(max(found, key=_tokens), plateau=plateau)
 
 
-def _finalists(kept: list[int], capacity: Callable[[int], float]) -> list[int]:
-    """The smallest batch of nearly the most capacity, and larger ones, which may win where the load is limited."""
+def _finalists(full: Mapping[int, GpuPrediction], slo: Slo) -> list[int]:
+    """The smallest batch of nearly the most capacity within the ITL, and larger ones, which win at a limited load."""
+    kept = [
+        limit
+        for limit, run in full.items()
+        if slo.itl is None or sharing.statistic_of(run.groups[0], slo.statistic)[0] <= slo.itl
+    ]
     if not kept:
         return [1, 32, 256]
-    most = max(capacity(limit) for limit in kept)
-    best = next(limit for limit in kept if capacity(limit) >= (1.0 - _TIE) * most)
+    most = max(full[limit].total_tokens_per_second for limit in kept)
+    best = next(limit for limit in kept if full[limit].total_tokens_per_second >= (1.0 - _TIE) * most)
     return [best, *sorted({min(BATCHES[-1], best * 3 // 2), min(BATCHES[-1], best * 2)} - {best})]
 
 
@@ -187,14 +214,14 @@ def _defaults(question: Question) -> Shape:
     )
 
 
-def _own_kv(question: Question, limit: int) -> Shape:
-    """That batch limit with the KV cache that vLLM takes by itself."""
+def _own_kv(question: Question, limit: int, budget: int | None = None) -> Shape:
+    """That batch limit (and token budget) with the KV cache that vLLM takes by itself."""
     return memory.default_shape(
         question.llm,
         question.dtype,
         question.gpu,
         max_num_seqs=limit,
-        max_num_batched_tokens=max(limit, question.max_num_batched_tokens),
+        max_num_batched_tokens=max(limit, budget or question.max_num_batched_tokens),
         max_model_len=resolve_max_model_len(question.llm, question.lengths, question.max_model_len),
         chunked_prefill=question.chunked_prefill,
     )
