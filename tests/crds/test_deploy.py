@@ -1,0 +1,76 @@
+"""The operator's manifests: the API server takes them, and they allow what the operator does and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpupack.node.controlplane import KubectlError
+
+from .conftest import ROOT, Cluster
+
+pytestmark = pytest.mark.controlplane
+
+ACCOUNT = "system:serviceaccount:gpupack-system:gpupack"
+
+NEEDED = {
+    ("list", "watch"): [
+        "gpupools.gpupack.dev", "modelservings.gpupack.dev", "modelprofiles.gpupack.dev", "nodes", "pods", "services",
+        "resourceslices.resource.k8s.io", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy",
+        "customresourcedefinitions.apiextensions.k8s.io",
+    ],
+    ("create", "patch"): ["pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy"],
+    ("delete",): ["pods", "resourceclaims.resource.k8s.io"],
+    ("patch",): ["gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status"],
+}  # fmt: skip
+
+FORBIDDEN = {
+    ("patch", "update", "delete"): [
+        "gpupools.gpupack.dev", "modelservings.gpupack.dev", "modelprofiles.gpupack.dev", "nodes"
+    ],
+    ("get", "list"): ["secrets", "configmaps"],
+    ("delete",): ["services", "poddisruptionbudgets.policy", "namespaces"],
+    ("create",): ["pods/exec", "deployments.apps", "clusterrolebindings.rbac.authorization.k8s.io"],
+    ("patch",): ["modelservings.gpupack.dev/scale", "pods/status", "resourceclaims.resource.k8s.io/status"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deployed(cluster: Cluster) -> None:
+    cluster.control_plane.kubectl("apply", "--server-side", "-k", ROOT / "deploy")
+
+
+def allowed(cluster: Cluster, verb: str, resource: str) -> bool:
+    kind, _, subresource = resource.partition("/")
+    question = ["auth", "can-i", verb, kind, "-A", "--as", ACCOUNT]
+    try:
+        answer = cluster.control_plane.kubectl(*question, *([f"--subresource={subresource}"] if subresource else []))
+    except KubectlError:
+        return False  # can-i answers no with exit status 1
+    return answer.strip() == "yes"
+
+
+def rows(table: dict[tuple[str, ...], list[str]]) -> list[tuple[str, str]]:
+    return [(verb, resource) for verbs, resources in table.items() for resource in resources for verb in verbs]
+
+
+@pytest.mark.parametrize(("verb", "resource"), rows(NEEDED))
+def test_it_may_do_what_it_does(cluster: Cluster, verb: str, resource: str) -> None:
+    assert allowed(cluster, verb, resource)
+
+
+@pytest.mark.parametrize(("verb", "resource"), rows(FORBIDDEN))
+def test_it_may_not_do_what_it_does_not(cluster: Cluster, verb: str, resource: str) -> None:
+    assert not allowed(cluster, verb, resource)
+
+
+def test_one_operator_at_a_time(cluster: Cluster) -> None:
+    deployment = cluster.control_plane.get("deployment/gpupack", "-n", "gpupack-system")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_its_pod_passes_the_restricted_standard_of_its_namespace(cluster: Cluster) -> None:
+    cluster.control_plane.kubectl(
+        "wait", "-n", "gpupack-system", "--for=create", "pod", "--selector=app.kubernetes.io/component=operator",
+        "--timeout=30s",
+    )  # fmt: skip
