@@ -99,7 +99,7 @@ def _measured(
     rate = arrivals([*known, *leaving], policy)
     waiting = sum(_number(each.waiting) for each in known)
     now = capacity(planned)
-    utilization = rate / now if now > 0 else math.inf
+    utilization = rate / now if now > 0 else None
     clients = _constant_clients(known)
     if clients is not None:
         slots = max(1, _largest_batch(serving, facts))

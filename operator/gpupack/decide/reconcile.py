@@ -27,7 +27,7 @@ from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than this share is noise of the load, not another decision."""
-WARNINGS = frozenset((Reason.DATA_MISSING.value, Step.WITHDRAWN.value, Step.SHARING_NOT_ALLOWED.value, Step.NO_GPU.value))
+WARNINGS: frozenset[str] = frozenset((Reason.DATA_MISSING, Step.WITHDRAWN, Step.SHARING_NOT_ALLOWED, Step.NO_GPU))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

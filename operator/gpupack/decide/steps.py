@@ -156,7 +156,7 @@ def _start_one(board: Board, uuid: str, todo: _Todo) -> None:
         return
     kind = board.kind(uuid)
     total = board.memory_of(placement, uuid)
-    claim = _claim_of(board, placement.serving.namespace, uuid)
+    claim = _claim_of(board, placement)
     owners = _owners(board, placement.serving.namespace, uuid)
     if claim is None or _lacks_owner(board, claim, owners):
         todo.starts.append(_apply(placement.serving.namespace, uuid, placement.sharing, owners))
@@ -184,14 +184,16 @@ def _may_share(placement: Placement, beside: Iterable[ReplicaSeen]) -> bool:
     return not any(alone or each.sharing is Sharing.EXCLUSIVE for each in beside)
 
 
-def _claim_of(board: Board, namespace: str, uuid: str) -> ClaimSeen | None:
-    claims = board.facts.claims_on.get(uuid, ())
-    return next((each for each in claims if each.namespace == namespace), None)
+def _claim_of(board: Board, placement: Placement) -> ClaimSeen | None:
+    namespace = placement.serving.namespace
+    claims = board.facts.claims_on.get(placement.gpu_uuid, ())
+    return next((each for each in claims if (each.namespace, each.sharing) == (namespace, placement.sharing)), None)
 
 
 def _wrong_claim(board: Board, placement: Placement) -> bool:
-    claim = _claim_of(board, placement.serving.namespace, placement.gpu_uuid)
-    return claim is not None and claim.sharing is not placement.sharing
+    """Whether the GPU is claimed with another way of sharing; that claim has to go first, and its users before it."""
+    claims = board.facts.claims_on.get(placement.gpu_uuid, ())
+    return any(each.sharing is not placement.sharing for each in claims)
 
 
 def _owners(board: Board, namespace: str, uuid: str) -> tuple[Serving, ...]:
