@@ -259,7 +259,15 @@ class TestStatus:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (4.0, "4"), (0.93456, "0.9346"), (0.0000123456, "0.00001235"), (12345.678, "12346"), (-2.5, "-2.500")],
+    [
+        (0.0, "0"),
+        (4.0, "4"),
+        (0.93456, "0.9346"),
+        (0.0000123456, "0.00001235"),
+        (12345.678, "12346"),
+        (-2.5, "-2.500"),
+        (math.inf, "inf"),
+    ],
 )
 def test_a_number_reads_as_a_person_would_write_it(value: float, text: str) -> None:
     assert number_text(value) == text

@@ -242,6 +242,8 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
 
 def number_text(value: float) -> str:
     """A number without exponent: whole ones whole, others with four significant digits. The schema has no floats."""
+    if not math.isfinite(value):
+        return str(value)
     if value == round(value, 0):
         return str(int(value))
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
