@@ -175,40 +175,50 @@ class PoissonArrivals:
             raise Invalid("request-rate", "rates are absent or negative", "give (time, rate of 0 or more) pairs")
         self._requests = requests
         self._chance = chance
-        self._left = chance.expovariate(1.0)
+        self._left = chance.expovariate(1.0)  # integral of the rate until the next arrival, counted from `_at`
         self._at = self._rates[0][0]
         self._next = self._find()
+        self._due: list[tuple[float, Request]] = []
 
     def steer(self, at: float, rate: float) -> None:
-        """From `at` on (not before what was taken last) the rate is `rate`; known later changes are dropped."""
+        """From `at` on the rate is `rate`; known later changes are dropped. `at` never goes back."""
+        self._collect(at)
         self._left -= self._passed(self._at, at)
         self._at = at
         self._rates = [(at, rate)]
         self._next = self._find()
 
     def next_at(self) -> float:
-        return self._next
+        return self._due[0][0] if self._due else self._next
 
     def take(self, now: float, in_flight: int) -> list[tuple[float, Request]]:  # noqa: ARG002 (part of the protocol)
-        due: list[tuple[float, Request]] = []
-        while self._next <= now:
-            due.append((self._next, next(self._requests)))
+        if now < self._next and not self._due:
+            return []
+        self._collect(now)
+        due, self._due = self._due, []
+        return due
+
+    def _collect(self, until: float) -> None:
+        while self._next <= until:
+            self._due.append((self._next, next(self._requests)))
             self._at = self._next
             self._left = self._chance.expovariate(1.0)
             self._next = self._find()
-        return due
+
+    def _ends(self) -> list[float]:
+        return [*(at for at, _ in self._rates[1:]), math.inf]
 
     def _passed(self, start: float, end: float) -> float:
         """Integral of the rate from `start` to `end`."""
         total = 0.0
-        for (begin, rate), finish in zip(self._rates, [at for at, _ in self._rates[1:]] + [math.inf], strict=True):
+        for (begin, rate), finish in zip(self._rates, self._ends(), strict=True):
             total += rate * max(0.0, min(end, finish) - max(start, begin))
         return total
 
     def _find(self) -> float:
         """When the integral of the rate since `_at` reaches `_left`."""
         left = self._left
-        for (begin, rate), finish in zip(self._rates, [at for at, _ in self._rates[1:]] + [math.inf], strict=True):
+        for (begin, rate), finish in zip(self._rates, self._ends(), strict=True):
             start = max(begin, self._at)
             if finish <= start or rate == 0.0:
                 continue
