@@ -16,8 +16,9 @@ class Coefficients:
     """What the step time is made of, for one engine version (facts/performance.md 1). Seconds unless said.
 
     A step takes Z + D: Z is host time in which a sibling may use the GPU, D holds the GPU. `ingest_stalls` says whether
-    running sequences wait while prompts are taken in (the API server shares the engine's process). `penalty_*` are host
-    time of a step that applies a repetition penalty.
+    running sequences wait while prompts are taken in (the API server shares the engine's process).
+    `output_per_sequence` is host time for the last step's output, which only a long step hides; `penalty_*` that of a
+    repetition penalty.
     """
 
     engine_version: str
@@ -35,6 +36,7 @@ class Coefficients:
     error: Ratio
     weight_read_efficiency: Ratio = Ratio(0.96)
     ingest_stalls: bool = False
+    output_per_sequence: Seconds = Seconds(0.0)
     penalty_fixed: Seconds = Seconds(0.0)
     penalty_per_sequence: Seconds = Seconds(0.0)
 

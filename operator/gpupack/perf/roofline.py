@@ -4,7 +4,7 @@ A step takes Z + D: Z on the host (launches, scheduling, sampling), in which a s
 the step holds the GPU. Knows one engine alone; who else is on the GPU is `sharing`'s business.
 
     D = gL L + sqrt((weights / (ew BW))^2 + (FLOP / F)^2) + contexts x KV bytes / (ea BW)
-    Z = zL L + z1 n + [prefill] (zp n + max(0, te L - zL L - D))
+    Z = zL L + z1 n + [prefill] (zp n + max(0, max(te L, zo n) - zL L - D))
 
 with BW the DRAM peak and F the reached share of the tensor-core peak. The form was found on the published runs of
 arXiv 2503.08311 (163 of one engine, three models), where each term had to help models that were left out: a corner
@@ -46,6 +46,7 @@ class Engine(NamedTuple):
     host_fixed: float
     host_per_sequence: float
     host_per_prefill_sequence: float
+    output_per_sequence: float
     eager_floor: float
     gpu_fixed: float
 
@@ -82,8 +83,12 @@ class Engine(NamedTuple):
         return tokens * per_token
 
     def _eager(self, host: float, gpu: float, running: float, moved: float) -> Step:
-        """A step with prefill runs without captured graphs: its launches alone take the floor."""
-        idle = max(0.0, self.eager_floor - self.host_fixed - gpu)
+        """A step with prefill runs without captured graphs: it lasts as long as its launches at least.
+
+        It also lasts as long as the host needs for the output of the decode step before it.
+        """
+        floor = max(self.eager_floor, self.output_per_sequence * running)
+        idle = max(0.0, floor - self.host_fixed - gpu)
         return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved)
 
 
@@ -113,6 +118,7 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
         host_fixed=coefficients.host_per_layer * llm.layers + penalty[0],
         host_per_sequence=coefficients.host_per_sequence + penalty[1],
         host_per_prefill_sequence=float(coefficients.host_per_prefill_sequence),
+        output_per_sequence=float(coefficients.output_per_sequence),
         eager_floor=coefficients.eager_per_layer * llm.layers,
         gpu_fixed=coefficients.gpu_per_layer * llm.layers,
     )

@@ -30,6 +30,8 @@ KV_SAFETY = Ratio(0.15)
 _Z99 = 2.326
 _LEVELS = {Statistic.MEAN: None, Statistic.P95: 0.95, Statistic.P99: 0.99}
 _SETTLED = 1e-6
+# Requests a second below which a group is taken to have that many: formulas divide by the rate.
+_LEAST_RATE = 1e-6
 _ROUNDS = 60
 
 # Errors seen beside the coefficients' own: gains of replication, preempted batches, the approximation of many classes.
@@ -108,7 +110,7 @@ def _start(gpu: GpuKind, group: EngineGroup) -> Engines:
         active=1.0,
         interference=1.0,
         stretch=1.0,
-        offered=None if rate is None else rate * group.lengths.output_mean / group.replicas,
+        offered=None if rate is None else max(rate, _LEAST_RATE) * group.lengths.output_mean / group.replicas,
         queue=None,
     )
 
@@ -160,10 +162,9 @@ def _occupied(each: Engines, router: Router) -> Engines:
     queue = slots(each.offered * joined, fixed, slope / joined, most * joined, each.batch.output_mean)
     if queue is None:
         return each._replace(running=most, active=1.0, queue=None)
-    empty = (1 - each.offered * slope) ** (fixed / slope + 1) if each.offered * slope < 1 else 0.0
     running = queue.mean / joined
-    active = min(1.0, max(1 - empty, running / most, 1e-6))
-    return each._replace(running=running, active=active, queue=queue)
+    busy = -math.expm1((fixed / slope + 1) * math.log1p(-min(each.offered * slope, 1 - 1e-12)))
+    return each._replace(running=running, active=min(busy, running, 1.0), queue=queue)
 
 
 def _group(gpu: GpuKind, group: EngineGroup, each: Engines) -> GroupPrediction:
