@@ -41,7 +41,7 @@ H100 = GpuKind(
 )  # fmt: skip
 
 
-def llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
+def llm_of(name: str, config: Mapping[str, Any] | None) -> Llm:
     if config is None and name.lower() not in (known.lower() for known in (LLAMA.name, *LLAMA.aliases)):
         raise Invalid("spec.model.name", f"no model {name!r} in the catalog", "give its config.json fields")
     return LLAMA

@@ -36,7 +36,7 @@ from gpupack.kube.times import rfc3339, seconds_of
 from gpupack.plan import ServingStatus
 from gpupack.units import PerSecond, Seconds, ratio_from_percent, seconds_from_milliseconds
 
-LlmOf = Callable[[str, Mapping[str, int] | None], Llm]
+LlmOf = Callable[[str, Mapping[str, Any] | None], Llm]
 """A model by name, or by the fields of its config.json (in its own words). Raises Invalid."""
 ProfileOf = Callable[[str, str], Profile | None]
 """A ModelProfile by namespace and name. Raises Invalid for one that cannot be used."""
