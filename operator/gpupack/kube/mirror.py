@@ -33,8 +33,8 @@ WORTH_A_WARNING = 4
 class Mirror(Generic[Record]):
     """One kind, one path. `record` makes the slim value, or None for what is not wanted.
 
-    `stir` is called when a record came, went or differs from the one before; a change that the record does not show (a
-    node's heartbeat) stirs nobody. `run` never returns; cancel it.
+    `stir` is called when a record that `matters` came, went or differs from the one before; a change that the record
+    does not show (a node's heartbeat) stirs nobody. `run` never returns; cancel it.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Mirror(Generic[Record]):
         *,
         name: str,
         label_selector: str = "",
+        matters: Callable[[Record], bool] = lambda _record: True,
         field_selector: str = "",
         silence_seconds: float = SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -56,6 +57,7 @@ class Mirror(Generic[Record]):
         self._path = path
         self._record = record
         self._stir = stir
+        self._matters = matters
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         self._query: dict[str, str | int] = {key: text for key, text in selectors.items() if text}
         self._silence = silence_seconds
@@ -146,7 +148,8 @@ class Mirror(Generic[Record]):
                 self._held[key] = after
             if after != before:
                 self._sorted = None
-                self._stir()
+                if any(each is not None and self._matters(each) for each in (before, after)):
+                    self._stir()
         return version
 
     def _read(self, item: dict[str, Any]) -> Record | None:

@@ -112,6 +112,11 @@ def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
     return PodRecord(replica=replica, pool=pool, foreign=foreign, address=None if replica else _address(pod))
 
 
+def _is_worth_a_tick(pod: PodRecord) -> bool:
+    """Ours, and those that hold a GPU; the many others are looked at by the next tick anyway."""
+    return pod.replica is not None or (pod.foreign is not None and pod.foreign.extended is not None)
+
+
 def _unreadable(pod: Mapping[str, Any]) -> PodRecord | None:
     metadata, node = pod["metadata"], pod["spec"].get("nodeName")
     if node is None:
@@ -165,13 +170,19 @@ class Mirrors:
         def serving(obj: Mapping[str, Any]) -> ServingResource:
             return serving_resource(obj, llm_of=lookups.llm_of)
 
-        def mirror(name: str, path: str, record: Callable[[dict[str, Any]], Any], selector: str = "") -> Mirror[Any]:
-            return Mirror(api, path, record, stir, name=name, label_selector=selector)
+        def mirror(
+            name: str,
+            path: str,
+            record: Callable[[dict[str, Any]], Any],
+            selector: str = "",
+            matters: Callable[[Any], bool] = lambda _record: True,
+        ) -> Mirror[Any]:
+            return Mirror(api, path, record, stir, name=name, label_selector=selector, matters=matters)
 
         self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
         self.servings: Mirror[ServingResource] = mirror("modelservings", SERVINGS, serving)
         self.profiles: Mirror[Profile | Invalid] = mirror("modelprofiles", PROFILES, profile)
-        self.pods: Mirror[PodRecord] = mirror("pods", "/api/v1/pods", pod_record)
+        self.pods: Mirror[PodRecord] = mirror("pods", "/api/v1/pods", pod_record, matters=_is_worth_a_tick)
         self.nodes: Mirror[NodeRecord] = mirror("nodes", "/api/v1/nodes", node_resource.node_of)
         self.slices: Mirror[SliceSeen] = mirror(
             "resourceslices", "/apis/resource.k8s.io/v1/resourceslices", node_resource.slice_of

@@ -1,0 +1,460 @@
+"""`gpupack operator`: the shell around `reconcile`. Gather, ask, commit, perform, wait; nothing is decided here.
+
+Kopf logs in, handles signals and tells of pools and servings; it writes nothing (no finalizer, no annotation, no
+event). One task per pool runs the loop over mirrors of its own. The process may end at any line: what matters is in the
+cluster, and the next process goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
+from gpupack import catalog
+from gpupack.decide.reconcile import reconcile
+from gpupack.errors import Unavailable
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.llm import Llm
+from gpupack.facts.observation import Observation, Phase, ReplicaSeen
+from gpupack.facts.policy import Policy
+from gpupack.kube import labels
+from gpupack.kube.api import Api, Conflict, configuration_of
+from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
+from gpupack.kube.perform import Performer, commit
+from gpupack.metrics.scrape import EngineTarget, ExporterTarget, Scraper
+from gpupack.metrics.windows import Timing
+from gpupack.plan import Outcome
+from gpupack.telemetry import Telemetry, Tick
+from gpupack.units import Seconds
+
+log = logging.getLogger(__name__)
+
+READ_BACK_SECONDS = 5.0
+"""How long a tick waits to see its own write of the plan; then it looks anyway, and a conflict may drop it."""
+LAST_TICK_SECONDS = 5.0
+"""A tick that is under way when the process is asked to end gets this long."""
+STUCK_SECONDS = 120.0
+"""A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
+
+Reconcile = Callable[[Observation], Outcome]
+
+
+def timing_of(policy: Policy) -> Timing:
+    return Timing(
+        windows=tuple(sorted(policy.rate_windows)),
+        period=policy.engine_period,
+        stale_periods=policy.stale_periods,
+        peak_delay=policy.scale_down_delay,
+    )
+
+
+def engine_targets(replicas: tuple[ReplicaSeen, ...]) -> list[EngineTarget]:
+    """Engines that listen: a starting one refuses connections, one that is draining still tells its load."""
+    return [
+        EngineTarget(replica=each.name, identity=f"{each.uid}/{each.restarts}", address=each.address)
+        for each in replicas
+        if each.address is not None and each.phase in (Phase.READY, Phase.STOPPING)
+    ]
+
+
+def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[ExporterTarget]:
+    return [
+        ExporterTarget(name=f"{each.namespace}/{each.name}", node=each.node, address=f"{each.ip}:{port}")
+        for each in exporters
+    ]
+
+
+class PoolTask:
+    """The loop of one pool."""
+
+    def __init__(
+        self, name: str, api: Api, mirrors: Mirrors, scraper: Scraper, telemetry: Telemetry, *,
+        reconcile: Reconcile = reconcile, reporter: str, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.wake = asyncio.Event()
+        self.turned_at = time.monotonic()
+        self._api = api
+        self._mirrors = mirrors
+        self._scraper = scraper
+        self._telemetry = telemetry
+        self._reconcile = reconcile
+        self._performer = Performer(api, reporter)
+        self._clock = clock
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ends the loop after the tick that is under way."""
+        self._stopping = True
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Until the pool is gone from its mirror or `stop` is called."""
+        await self._mirrors.synced()
+        async with self._scraper:
+            while not self._stopping and (scene := scene_of(self._mirrors, self.name)) is not None:
+                self.wake.clear()
+                self.turned_at = time.monotonic()
+                wake_in = await self._tick_or_say_why_not(scene)
+                await self._rest(scene.pool.policy.least_gap, wake_in)
+        self._telemetry.forget(self.name)
+
+    async def _rest(self, least: float, wake_in: float) -> None:
+        if self._stopping:
+            return
+        await asyncio.sleep(least)  # gathers a burst of changes into one tick
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, wake_in - least)):
+                await self.wake.wait()
+
+    async def _tick_or_say_why_not(self, scene: Scene) -> Seconds:
+        """How long to wait after it. The one place where an unexpected exception does not end the operator."""
+        policy = scene.pool.policy
+        started = time.monotonic()
+        try:
+            return await self._tick(scene)
+        except Conflict as conflict:
+            self._say(
+                logging.INFO, "somebody wrote the pool since it was seen; the tick is dropped", "Conflict", conflict
+            )
+            return policy.least_gap
+        except Unavailable as problem:
+            self._say(logging.WARNING, "the tick ended early", "Unavailable", problem)
+            return policy.tick
+        except Exception:
+            self._telemetry.dropped(self.name, "Bug")
+            log.exception("the tick failed; this is a bug", extra={"pool": self.name})
+            return policy.tick
+        finally:
+            self._telemetry.ticked(self.name, time.monotonic() - started)
+
+    def _say(self, level: int, sentence: str, cause: str, problem: Exception) -> None:
+        self._telemetry.dropped(self.name, cause)
+        log.log(level, "%s: %s", sentence, problem, extra={"pool": self.name, "cause": cause})
+
+    async def _tick(self, scene: Scene) -> Seconds:
+        policy = scene.pool.policy
+        timing = timing_of(policy)
+        await self._scraper.round(
+            engine_targets(scene.replicas),
+            exporter_targets(scene.exporters, scene.pool.dcgm.port),
+            timing=timing,
+            exporter_period=policy.dcgm_period,
+        )
+        scene = scene_of(self._mirrors, self.name) or scene  # scraping took a moment
+        now = Seconds(round(self._clock(), 3))
+        observation = scene.observation(
+            now,
+            self._scraper.engines_seen(engine_targets(scene.replicas), timing),
+            lambda gpu: self._scraper.gpu_readings(
+                gpu.uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
+            ),
+        )
+        started = time.monotonic()
+        # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
+        outcome = await asyncio.to_thread(self._reconcile, observation)
+        self._telemetry.decided(
+            self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
+        )  # fmt: skip
+        self._log_decisions(observation, outcome)
+        committed = await commit(self._api, scene, outcome, now)
+        for performed in await self._performer.perform(scene, outcome.actions, now):
+            self._telemetry.acted(type(performed.action).__name__, refused=performed.problem is not None)
+        if committed.wrote_pool:
+            await self._read_back(scene.pool.resource_version)
+        return outcome.wake_in
+
+    async def _read_back(self, seen: str) -> None:
+        """Waits until the mirror shows the pool as it was written."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_BACK_SECONDS):
+                while (pool := self._mirrors.pools.get("", self.name)) is not None and pool.resource_version == seen:
+                    self.wake.clear()
+                    await self.wake.wait()
+
+    def _log_decisions(self, observation: Observation, outcome: Outcome) -> None:
+        before = {each.serving: each for each in observation.plan.records} if observation.plan else {}
+        plan = outcome.pool_status.plan
+        for record in () if plan is None else plan.records:
+            if before.get(record.serving) != record:
+                log.info(
+                    "%s: %s", record.serving, record.message,
+                    extra={"pool": self.name, "serving": str(record.serving), "reason": record.reason,
+                           "observed": record.observed, "limit": record.limit, "unit": record.unit,
+                           "wanted": record.wanted, "planned": record.planned},
+                )  # fmt: skip
+
+
+class Operator:
+    """Mirrors, pool tasks and the two endpoints, for as long as Kopf runs."""
+
+    def __init__(
+        self, configuration: Configuration, *, pod_proxy: str | None, reconcile: Reconcile = reconcile
+    ) -> None:
+        self.telemetry = Telemetry(self._mirror_ages)
+        self.pools: dict[str, PoolTask] = {}
+        self._configuration = configuration
+        self._pod_proxy = pod_proxy
+        self._reconcile = reconcile
+        self._api = Api(configuration, on_call=self.telemetry.called)
+        self.mirrors = Mirrors(self._api, _lookups(), self.stir)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._followers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    def stir(self) -> None:
+        """A record changed: pools that came get a task, all others look again."""
+        for pool in self.mirrors.pools.all():
+            self.attend(pool.name)
+        for task in self.pools.values():
+            task.wake.set()
+
+    def attend(self, name: str) -> None:
+        """Starts the task of a pool that has none, and wakes it."""
+        running = self._tasks.get(name)
+        if self._stopping or self.mirrors.pools.get("", name) is None:
+            return
+        if running is None or running.done():
+            scraper = Scraper(pod_proxy=self._pod_proxy)
+            pool = PoolTask(
+                name, self._api, self.mirrors, scraper, self.telemetry,
+                reconcile=self._reconcile, reporter=socket.gethostname(),
+            )  # fmt: skip
+            self.pools[name] = pool
+            task = asyncio.create_task(pool.run(), name=f"pool {name}")
+            task.add_done_callback(lambda done: self._ended(name, done))
+            self._tasks[name] = task
+        self.pools[name].wake.set()
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is task:
+            del self._tasks[name], self.pools[name]
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("the task of pool %s died and is started again by its next event", name, exc_info=problem)
+
+    async def start(self) -> None:
+        self._followers = [asyncio.create_task(run) for run in self.mirrors.runs()]
+        for follower in self._followers:
+            follower.add_done_callback(_end_if_it_died)
+
+    async def stop(self) -> None:
+        """Lets ticks end that are under way, then closes everything."""
+        self._stopping = True
+        for pool in self.pools.values():
+            pool.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=LAST_TICK_SECONDS)
+        remaining = [*self._tasks.values(), *self._followers]
+        for task in remaining:
+            task.cancel()
+        await asyncio.gather(*remaining, return_exceptions=True)
+        await self._api.__aexit__(None, None, None)
+
+    def is_alive(self) -> bool:
+        """An API server that is away is no reason to restart; a loop that does not turn is."""
+        now = time.monotonic()
+        ticks = {pool.name: pool.policy.tick for pool in self.mirrors.pools.all()}
+        return all(now - pool.turned_at < STUCK_SECONDS + ticks.get(name, 0.0) for name, pool in self.pools.items())
+
+    def is_ready(self) -> bool:
+        return all(mirror.synced.is_set() for mirror in self.mirrors.each())
+
+    def _mirror_ages(self) -> list[tuple[str, float]]:
+        return [(mirror.name, mirror.age) for mirror in self.mirrors.each()]
+
+    def registry(self) -> kopf.OperatorRegistry:
+        """The handlers. None of them makes Kopf write to an object."""
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            return await connection_info(self._configuration)
+
+        @kopf.on.startup(registry=registry)
+        async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
+            settings.posting.enabled = False
+            settings.watching.client_timeout = 300
+            settings.watching.inactivity_timeout = 90
+            await self.start()
+
+        @kopf.on.cleanup(registry=registry)
+        async def cleanup(**_: Any) -> None:
+            await self.stop()
+
+        @kopf.on.event(labels.GROUP, labels.VERSION, "gpupools", registry=registry)
+        async def pool_event(name: str, **_: Any) -> None:
+            self.attend(name)
+
+        @kopf.on.event(labels.GROUP, labels.VERSION, "modelservings", registry=registry)
+        async def serving_event(spec: Mapping[str, Any], **_: Any) -> None:
+            self.attend(spec.get("poolName", "default"))
+
+        return registry
+
+
+def _end_if_it_died(follower: asyncio.Task[None]) -> None:
+    """Without a mirror every pool would hold for ever; a new process begins with whole ones."""
+    if not follower.cancelled() and (problem := follower.exception()) is not None:
+        log.critical("a mirror died; the operator ends", exc_info=problem)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lookups() -> Lookups:
+    return Lookups(gpu_by_product=catalog.gpu_by_product, gpu_by_name=_gpu_by_name, llm_of=_llm_of)
+
+
+def _gpu_by_name(name: str) -> GpuKind:
+    return catalog.gpu(name, "spec.gpu")
+
+
+def _llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
+    if config is None:
+        return catalog.llm(name, "spec.model.name")
+    fields: dict[str, Any] = dict(config)  # the schema allows exactly these, and one of them is a truth value
+    return catalog.llm_from_config(name, catalog.LlmConfig(**fields))
+
+
+async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
+    """The official client's credentials in Kopf's words; asked for again whenever they are refused."""
+    bearer = await configuration.get_api_key_with_prefix("BearerToken")
+    scheme, _, token = (bearer or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        ca_data=None if configuration.ssl_ca_cert else configuration.ca_cert_data,
+        insecure=not configuration.verify_ssl,
+        scheme=(scheme or "Bearer") if token else None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
+    )
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and whatever the call added."""
+
+    STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in self.STANDARD})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonLines() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for noisy in ("kopf", "httpx", "httpcore", "aiohttp.access", "kubernetes"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.asynccontextmanager
+async def _serving(host: str, port: int | None, routes: Mapping[str, Callable[[], web.Response]]) -> Any:
+    """An HTTP endpoint for as long as the block lasts; no port, no endpoint."""
+    if port is None:
+        yield None
+        return
+    application = web.Application()
+    for path, answer in routes.items():
+
+        async def handle(_: web.Request, answer: Callable[[], web.Response] = answer) -> web.Response:
+            return answer()
+
+        application.router.add_get(path, handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+def _yes_or_no(true: Callable[[], bool]) -> Callable[[], web.Response]:
+    return lambda: web.Response(text="ok\n") if true() else web.Response(status=503, text="no\n")
+
+
+async def operate(
+    *, kubeconfig: str | None, pod_proxy: str | None, host: str, metrics_port: int | None, health_port: int | None,
+    reconcile: Reconcile = reconcile, stop: asyncio.Event | None = None, ready: asyncio.Event | None = None,
+) -> None:  # fmt: skip
+    """Runs until a signal or `stop`. Raises Unavailable without credentials, OSError if a port is taken."""
+    operator = Operator(await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile)
+
+    def metrics() -> web.Response:
+        return web.Response(body=operator.telemetry.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    health = {"/healthz": _yes_or_no(operator.is_alive), "/readyz": _yes_or_no(operator.is_ready)}
+    async with _serving(host, metrics_port, {"/metrics": metrics}), _serving(host, health_port, health):
+        await kopf.operator(
+            registry=operator.registry(),
+            settings=kopf.OperatorSettings(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config"
+    )
+    parser.add_argument(
+        "--pod-proxy", metavar="URL", help="a plain HTTP forward proxy that reaches pods, to run outside the cluster"
+    )
+    parser.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="where the endpoints listen")
+    parser.add_argument("--metrics-port", type=_port, default=8080, metavar="PORT", help="/metrics; 0 for none")
+    parser.add_argument("--health-port", type=_port, default=8081, metavar="PORT", help="/healthz, /readyz; 0 for none")
+    parser.add_argument("--log-format", choices=("json", "text"), default="json")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _port(word: str) -> int:
+    number = int(word)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"{word} is not a port; give 1 to 65535, or 0 for none")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """`gpupack operator`. Raises Unavailable without a way to the API."""
+    configure_logging(args.log_format, args.log_level)
+    if (kubeconfig := args.kubeconfig) is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        kubeconfig = os.environ.get("KUBECONFIG")
+    asyncio.run(
+        operate(
+            kubeconfig=kubeconfig,
+            pod_proxy=args.pod_proxy,
+            host=args.host,
+            metrics_port=args.metrics_port or None,
+            health_port=args.health_port or None,
+        )
+    )
+    return 0

@@ -1,0 +1,197 @@
+"""What the operator says of itself to Prometheus: what it decided and why, what it expected and what came of it.
+
+Gauges are made from the last tick of each pool when somebody scrapes, so nothing is shown of what is gone. Readings of
+engines and GPUs are not repeated here; their exporters serve them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gpupack.facts.observation import Missing, Observation, Phase
+from gpupack.plan import Outcome
+
+TICK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """The last look and what followed from it."""
+
+    observation: Observation
+    outcome: Outcome
+
+
+class Telemetry(Collector):
+    """One registry of its own. `mirror_ages` gives seconds by mirror, asked at every scrape."""
+
+    def __init__(self, mirror_ages: Callable[[], Iterable[tuple[str, float]]] = tuple) -> None:
+        self.registry = CollectorRegistry()
+        self._mirror_ages = mirror_ages
+        self._ticks: dict[str, Tick] = {}
+        self._decisions = Counter(
+            "gpupack_decisions", "Decisions recorded in the plan, by reason", ["pool", "reason"], registry=self.registry
+        )
+        self._actions = Counter(
+            "gpupack_actions", "Actions carried out on the cluster, by kind and result", ["action", "result"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._calls = Counter(
+            "gpupack_api_requests", "Requests to the API server, by verb and HTTP status (0: no answer)",
+            ["verb", "code"], registry=self.registry,
+        )  # fmt: skip
+        self._unfinished = Counter(
+            "gpupack_ticks_dropped", "Ticks that ended early, by cause", ["pool", "cause"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "gpupack_tick_seconds", "Time of one tick: observe, reconcile, commit, perform", ["pool"],
+            buckets=TICK_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self._deciding = Histogram(
+            "gpupack_reconcile_seconds", "Time of the decision alone", ["pool"], buckets=TICK_BUCKETS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.registry.register(self)
+
+    def called(self, verb: str, code: int) -> None:
+        self._calls.labels(verb, str(code)).inc()
+
+    def acted(self, action: str, *, refused: bool) -> None:
+        self._actions.labels(action, "refused" if refused else "done").inc()
+
+    def dropped(self, pool: str, cause: str) -> None:
+        self._unfinished.labels(pool, cause).inc()
+
+    def decided(self, pool: str, tick: Tick, seconds: float) -> None:
+        before = {each.serving: each for each in tick.observation.plan.records} if tick.observation.plan else {}
+        plan = tick.outcome.pool_status.plan
+        for record in () if plan is None else plan.records:
+            was = before.get(record.serving)
+            if was is None or (was.reason, was.at) != (record.reason, record.at):
+                self._decisions.labels(pool, record.reason).inc()
+        self._deciding.labels(pool).observe(seconds)
+        self._ticks[pool] = tick
+
+    def ticked(self, pool: str, seconds: float) -> None:
+        self._seconds.labels(pool).observe(seconds)
+
+    def forget(self, pool: str) -> None:
+        self._ticks.pop(pool, None)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        age = GaugeMetricFamily(
+            "gpupack_mirror_age_seconds", "Time since the API server last said anything of this kind", labels=["mirror"]
+        )
+        for name, seconds in self._mirror_ages():
+            age.add_metric([name], seconds)
+        yield age
+        ticks = [self._ticks[pool] for pool in sorted(self._ticks)]
+        yield from _servings(ticks)
+        yield from _gpus(ticks)
+        yield _missing(ticks)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names above are known only when they are collected."""
+        return ()
+
+
+def _servings(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    named = ["namespace", "serving"]
+    planned = GaugeMetricFamily("gpupack_planned_replicas", "Replicas in the plan", labels=named)
+    wanted = GaugeMetricFamily("gpupack_wanted_replicas", "Replicas that the load asked for at the last decision",
+                               labels=named)  # fmt: skip
+    observed = GaugeMetricFamily("gpupack_observed_replicas", "Pods by phase", labels=[*named, "phase"])
+    reason = GaugeMetricFamily("gpupack_decision", "1 for the reason of the last decision", labels=[*named, "reason"])
+    for tick in ticks:
+        status, seen = tick.outcome.pool_status, tick.observation
+        records = () if status.plan is None else status.plan.records
+        for record in records:
+            who = [record.serving.namespace, record.serving.name]
+            planned.add_metric(who, record.planned)
+            wanted.add_metric(who, record.wanted)
+            reason.add_metric([*who, record.reason], 1.0)
+        phases = Tally((each.serving, each.phase) for each in seen.replicas)
+        for serving in sorted({each.serving for each in seen.replicas}):
+            for phase in Phase:
+                observed.add_metric([serving.namespace, serving.name, phase.value], phases[serving, phase])
+    yield from (planned, wanted, observed, reason)
+
+
+def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    named = ["node", "gpu"]
+    predicted = GaugeMetricFamily(
+        "gpupack_predicted_tokens_per_second", "Tokens a second that the GPU was predicted to reach when full, as of "
+        "its last replica", labels=named,
+    )  # fmt: skip
+    saturation = GaugeMetricFamily(
+        "gpupack_predicted_saturation_ratio", "DRAM activity over its attainable maximum, as predicted with the last "
+        "replica", labels=named,
+    )  # fmt: skip
+    measured = GaugeMetricFamily(
+        "gpupack_measured_tokens_per_second", "Prompt and generated tokens a second of all engines on the GPU",
+        labels=named,
+    )  # fmt: skip
+    freed = GaugeMetricFamily(
+        "gpupack_freed_bytes", "KV cache that vLLM's defaults would take on this GPU and that its replicas do not",
+        labels=named,
+    )  # fmt: skip
+    for tick in ticks:
+        seen = tick.observation
+        engines = {each.replica: each for each in seen.engines}
+        frees = {each.serving: each.freed_bytes for each in tick.outcome.serving_statuses}
+        for gpu in seen.gpus:
+            where = [gpu.gpu.node, gpu.gpu.uuid]
+            here = [each for each in seen.replicas if each.gpu_uuid == gpu.gpu.uuid]
+            ready = [each for each in here if each.phase is Phase.READY]
+            told = [each for each in here if each.predicted is not None]
+            if told:
+                last = max(told, key=lambda each: (each.created_at, each.name)).predicted
+                assert last is not None
+                predicted.add_metric(where, last.tokens_per_second_after)
+                saturation.add_metric(where, last.saturation_after)
+            rates = [
+                rate
+                for each in ready
+                if each.name in engines and engines[each.name].windows
+                for rate in (
+                    engines[each.name].windows[0].prompt_tokens,
+                    engines[each.name].windows[0].generation_tokens,
+                )
+            ]
+            if rates and not any(isinstance(rate, Missing) for rate in rates):
+                measured.add_metric(where, sum(0.0 if isinstance(rate, Missing) else rate.value for rate in rates))
+            least = [bytes_ for each in ready if (bytes_ := frees.get(each.serving)) is not None]
+            if least:
+                # Each serving says what one of its replicas leaves free; what the others here took of that is not free.
+                taken = sum(each.shape.kv_cache_memory_bytes for each in ready) - min(
+                    each.shape.kv_cache_memory_bytes for each in ready
+                )
+                freed.add_metric(where, max(0, max(least) - taken))
+    yield from (predicted, saturation, measured, freed)
+
+
+def _missing(ticks: Iterable[Tick]) -> Metric:
+    family = GaugeMetricFamily(
+        "gpupack_missing_readings",
+        "Engines and GPUs without a usable reading, by cause",
+        labels=["pool", "of", "cause"],
+    )
+    for tick in ticks:
+        seen = tick.observation
+        causes = Tally(
+            [("engine", each.running.cause) for each in seen.engines if isinstance(each.running, Missing)]
+            + [("dram_active", each.dram_active.cause) for each in seen.gpus if isinstance(each.dram_active, Missing)]
+            + [("fb_used", each.fb_used.cause) for each in seen.gpus if isinstance(each.fb_used, Missing)]
+        )
+        for (of, cause), count in sorted(causes.items()):
+            family.add_metric([seen.pool, of, cause.value], count)
+    return family
