@@ -48,8 +48,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One GPU of the node. `device` is its name in the node's DRA pool."""
+    """One GPU of a node. `device` is its name in the node's DRA pool, which has the node's name."""
 
+    node: str
     index: int
     uuid: str
     device: str
@@ -63,7 +64,8 @@ class Card:
 def cards(node: str, kind: GpuKind, count: int) -> tuple[Card, ...]:
     """The same node name has the same GPUs again."""
     return tuple(
-        Card(index=index, uuid=_uuid(f"{node}/{index}"), device=f"gpu-{index}", kind=kind) for index in range(count)
+        Card(node=node, index=index, uuid=_uuid(f"{node}/{index}"), device=f"gpu-{index}", kind=kind)
+        for index in range(count)
     )
 
 

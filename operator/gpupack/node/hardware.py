@@ -1,0 +1,92 @@
+"""The GPUs of the virtual nodes as programs find them: their memory, and their place in the simulated world.
+
+How a GPU is shared follows the claim that was allocated, as with NVIDIA's DRA driver: MPS if its configuration says so,
+else the engines take turns. Knows no pod's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpupack.kube.labels import DRIVER
+from gpupack.node.device_memory import DeviceMemory
+from gpupack.node.engine_start import Refused
+from gpupack.node.exporter import CardNow
+from gpupack.node.program import Device
+from gpupack.node.virtual_node import Card
+from gpupack.twin.memory_system import GpuSpec, Mps, Sharing, TimeSlicing
+from gpupack.twin.world import Reading, VirtualGpu, World, activity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One GPU: what it is, who holds its memory, and what it does in the world."""
+
+    card: Card
+    memory: DeviceMemory
+    gpu: VirtualGpu
+
+
+class Hardware:
+    """`mps` and `slicing` are the twin's constants of sharing."""
+
+    def __init__(self, world: World, cards: Sequence[Card], *, mps: Mps | None = None) -> None:
+        self.slots = {(card.node, card.device): _slot(world, card) for card in cards}
+        self._mps = mps or Mps()
+        self._strategies: dict[str, str] = {}
+
+    def slot_of(self, devices: Sequence[Device]) -> Slot:
+        """The GPU that a pod was given. Raises Refused, as CUDA would, if it was given none."""
+        given = [each for each in devices if each.driver == DRIVER and (each.pool, each.name) in self.slots]
+        if not given:
+            raise Refused("RuntimeError: No CUDA GPUs are available")
+        device = given[0]
+        slot = self.slots[device.pool, device.name]
+        if not slot.gpu.tenants:
+            sharing: Sharing = self._mps if device.strategy == "MPS" else TimeSlicing()
+            slot.gpu.sharing = sharing
+            self._strategies[slot.card.uuid] = device.strategy
+        return slot
+
+    def strategy(self, uuid: str) -> str:
+        """`MPS`, `TimeSlicing` or nothing, of the claim under which the present engines came."""
+        return self._strategies.get(uuid, "")
+
+
+class CardReader:
+    """Each GPU of a node over the time since the last call; one reader for each that asks."""
+
+    def __init__(self, hardware: Hardware, node: str) -> None:
+        self._slots = tuple(slot for slot in hardware.slots.values() if slot.card.node == node)
+        self._before: dict[str, Reading] = {slot.card.uuid: slot.gpu.reading() for slot in self._slots}
+
+    def read(self) -> list[CardNow]:
+        """Ratios of a period that was empty are those of an idle GPU."""
+        return [self._read(slot) for slot in self._slots]
+
+    def _read(self, slot: Slot) -> CardNow:
+        before, after = self._before[slot.card.uuid], slot.gpu.reading()
+        self._before[slot.card.uuid] = after
+        if after.at <= before.at:
+            return CardNow(
+                card=slot.card, dram_active=0.0, sm_active=0.0, gpu_held=0.0, fb_used=slot.memory.used,
+                power=slot.gpu.spec.idle_watts,
+            )  # fmt: skip
+        did = activity(before, after)
+        return CardNow(
+            card=slot.card, dram_active=min(1.0, did.dram_active), sm_active=min(1.0, did.sm_active),
+            gpu_held=min(1.0, did.gpu_held), fb_used=slot.memory.used, power=did.power_watts,
+        )  # fmt: skip
+
+
+def _slot(world: World, card: Card) -> Slot:
+    kind = card.kind
+    spec = GpuSpec(
+        memory_bytes=kind.memory_bytes,
+        dram_bytes_per_second=kind.dram_bytes_per_second,
+        dense_flops_per_second=kind.dense_flops_per_second,
+        **({} if kind.idle_power is None else {"idle_watts": kind.idle_power}),
+        board_watts=kind.board_power,
+    )
+    return Slot(card=card, memory=DeviceMemory(kind.memory_bytes), gpu=world.add_gpu(card.uuid, spec))

@@ -1,0 +1,201 @@
+"""Virtual GPU nodes joined to a cluster: everything in this package put together.
+
+Used with `async with`; inside, the nodes are Ready, pods that the scheduler binds to them run, `pod_proxy` reaches
+those pods and `control` steers load and faults. Afterwards what was made in the cluster is taken away again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from gpupack import catalog
+from gpupack.errors import Unavailable
+from gpupack.facts.gpu import GpuKind
+from gpupack.facts.llm import Llm
+from gpupack.kube.api import Api, configuration_of
+from gpupack.node.addresses import DEFAULT_RANGE, Addresses
+from gpupack.node.container_life import FIRST_BACKOFF_SECONDS
+from gpupack.node.endpoints import Endpoints
+from gpupack.node.engine_program import EngineProgram, Site
+from gpupack.node.exchange import Exchange
+from gpupack.node.exporter import Exporter, Field, Generation
+from gpupack.node.flags import is_vllm
+from gpupack.node.hardware import CardReader, Hardware
+from gpupack.node.kubelet import Kubelet
+from gpupack.node.load import Dealer, Load, Reachable
+from gpupack.node.meter import Meter
+from gpupack.node.pace import Pace
+from gpupack.node.pod_life import Host
+from gpupack.node.podproxy import PodProxy
+from gpupack.node.program import Launch, Program, Sandbox, Sleeper
+from gpupack.node.steering import Steering, engines_of
+from gpupack.node.virtual_node import Machine, VirtualNode, cards
+from gpupack.twin.world import World
+from gpupack.units import GIB, Bytes
+
+log = logging.getLogger(__name__)
+
+MANAGER = "gpupack-twin"
+EXPORTER_IMAGE = "nvcr.io/nvidia/k8s/dcgm-exporter:4.8.3-4.6.0-distroless"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the nodes are like. Times in seconds; `models` are known beside the catalog's, by name."""
+
+    kubeconfig: Path | None
+    gpu: GpuKind
+    node_names: tuple[str, ...] = ("virtual-1",)
+    gpus_a_node: int = 2
+    machine: Machine = Machine(cpu_cores=96, memory=Bytes(1024 * GIB))  # noqa: RUF009 (frozen)
+    start_seconds: float = 30.0
+    backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    exporter: bool = True
+    exporter_period_seconds: float = 30.0
+    generation: Generation = Generation.OLD
+    absent: frozenset[Field] = frozenset()
+    pod_range: str = DEFAULT_RANGE
+    control_port: int = 0
+    proxy_port: int = 0
+    seed: int = 1
+    models: Mapping[str, Llm] | None = None
+
+
+class TwinNodes:
+    """Raises Unavailable on entering if the cluster cannot be joined. `failed` is done when something of it broke."""
+
+    def __init__(self, options: Options) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._options = options
+        self._open = contextlib.AsyncExitStack()
+        self._exporters: dict[str, Exporter] = {}
+        self._nodes: list[VirtualNode] = []
+
+    @property
+    def control(self) -> str:
+        """Where `steering` answers."""
+        return self._steering.url
+
+    @property
+    def pod_proxy(self) -> str:
+        return self._proxy.url
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._join()
+        except BaseException:
+            await self._open.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    async def _join(self) -> None:
+        options = self._options
+        kubeconfig = None if options.kubeconfig is None else str(options.kubeconfig)
+        api = await self._open.enter_async_context(Api(await configuration_of(kubeconfig), manager=MANAGER))
+        exchange = await self._open.enter_async_context(Exchange())
+        self._proxy = await self._open.enter_async_context(PodProxy(exchange.table, port=options.proxy_port))
+        endpoints = Endpoints(api)
+        chance = Random(options.seed)
+        world = World()
+        gpus = {name: cards(name, options.gpu, options.gpus_a_node) for name in options.node_names}
+        hardware = Hardware(world, [card for of_node in gpus.values() for card in of_node])
+        dealer = Dealer(lambda target: reach(target), chance)
+        site = Site(
+            hardware=hardware, exchange=exchange, pace=Pace(world, dealer), model=self._model,
+            start_seconds=options.start_seconds,
+        )  # fmt: skip
+        reach = engines_of(site, endpoints)
+        meter = Meter(site)
+        site.pace.watch("meter", meter.advanced)
+        self._steering = await self._open.enter_async_context(
+            Steering(site, dealer, endpoints, meter, lambda: tuple(self._exporters.values()), port=options.control_port)
+        )
+        addresses = Addresses(options.pod_range)
+        background = await self._open.enter_async_context(_Background(self.failed))
+        background.start(site.pace.run())
+        background.start(endpoints.run())
+        for name in options.node_names:
+            node = VirtualNode(api, name, addresses.node, options.machine, gpus[name])
+            host = Host(
+                api=api, address=addresses.node, addresses=addresses, launch=self._launcher(site, name),
+                first_backoff_seconds=options.backoff_seconds,
+            )  # fmt: skip
+            self._open.push_async_callback(_leave, node)
+            await node.join()
+            background.start(Kubelet(host, name).run())
+            background.start(node.run())
+            if options.exporter:
+                await node.start_exporter(EXPORTER_IMAGE)
+
+    def _launcher(self, site: Site, node: str) -> Launch:
+        reader = CardReader(site.hardware, node)
+        options = self._options
+
+        def launch(sandbox: Sandbox) -> Program:
+            if is_vllm(sandbox.image, sandbox.words):
+                return EngineProgram(sandbox, site)
+            if "dcgm-exporter" in sandbox.image:
+                exporter = Exporter(
+                    sandbox, site.exchange, reader.read, node=node, period_seconds=options.exporter_period_seconds,
+                    generation=options.generation, absent=options.absent,
+                )  # fmt: skip
+                self._exporters[node] = exporter
+                return exporter
+            return Sleeper()
+
+        return launch
+
+    def _model(self, name: str) -> Llm:
+        models = self._options.models or {}
+        return models[name] if name in models else catalog.llm(name)
+
+
+class _Background:
+    """Tasks that never end by themselves; the first that breaks is told through `failed`."""
+
+    def __init__(self, failed: asyncio.Future[None]) -> None:
+        self._failed = failed
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(self, running: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(running)  # type: ignore[arg-type]
+        task.add_done_callback(self._look)
+        self._tasks.append(task)
+
+    def _look(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (problem := task.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(problem)
+
+
+async def _leave(node: VirtualNode) -> None:
+    """The cluster may have gone before us."""
+    try:
+        await node.leave()
+    except Unavailable as problem:
+        log.warning("%s stays in the cluster: %s", node.name, problem)
+
+
+__all__ = ["Callable", "Load", "Options", "Reachable", "TwinNodes"]
