@@ -332,9 +332,9 @@ def _choice(kind: type[Choice], body: Mapping[str, Any], field: str) -> Choice:
 
 @web.middleware
 async def _say_what_is_wrong(
-    request: web.Request, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     try:
-        return await handle(request)
+        return await handler(request)
     except Invalid as wrong:
         return web.json_response({"error": str(wrong), "field": wrong.field}, status=400)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from gpupack import catalog
 from gpupack.errors import Unavailable
@@ -30,7 +30,7 @@ from gpupack.node.exporter import Exporter, Field, Generation
 from gpupack.node.flags import is_vllm
 from gpupack.node.hardware import CardReader, Hardware
 from gpupack.node.kubelet import Kubelet
-from gpupack.node.load import Dealer, Load, Reachable
+from gpupack.node.load import Dealer
 from gpupack.node.meter import Meter
 from gpupack.node.pace import Pace
 from gpupack.node.pod_life import Host
@@ -180,8 +180,8 @@ class _Background:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def start(self, running: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(running)  # type: ignore[arg-type]
+    def start(self, running: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(running)
         task.add_done_callback(self._look)
         self._tasks.append(task)
 
@@ -196,6 +196,3 @@ async def _leave(node: VirtualNode) -> None:
         await node.leave()
     except Unavailable as problem:
         log.warning("%s stays in the cluster: %s", node.name, problem)
-
-
-__all__ = ["Callable", "Load", "Options", "Reachable", "TwinNodes"]
