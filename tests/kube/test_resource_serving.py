@@ -96,9 +96,10 @@ def test_a_fixed_batch_is_the_users_and_an_advised_one_is_nobodys() -> None:
     [
         ({"model": {"name": "nobody/knows"}}, "spec.model.name"),
         ({"model": {"name": "llama-3.2-1b", "maxModelLen": 200_000}}, "spec.model.maxModelLen"),
+        ({"workload": {"requestsPerSecond": "1e3"}}, "spec.workload.requestsPerSecond"),
     ],
 )
-def test_what_only_the_catalog_knows_is_refused_by_field_and_with_a_way_out(spec: dict[str, Any], field: str) -> None:
+def test_what_the_schema_cannot_check_is_refused_by_field_and_with_a_way_out(spec: dict[str, Any], field: str) -> None:
     refused = read(model_serving(**spec)).serving
     assert isinstance(refused, Refused)
     assert (refused.key, refused.generation, refused.field) == (KEY, 3, field)

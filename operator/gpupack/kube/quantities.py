@@ -12,5 +12,5 @@ def number_of(quantity: str | int | float) -> float:
     """`1500m` is 1.5, `2` is 2. Raises ValueError for anything that is not a number with a decimal suffix."""
     match = _QUANTITY.fullmatch(str(quantity))
     if match is None:
-        raise ValueError(f"{quantity!r} is not a quantity; write for instance 2, 2.5 or 2500m")
+        raise ValueError(f"{quantity!r} is not a number")
     return float(match[1]) * _FACTORS[match[2]]

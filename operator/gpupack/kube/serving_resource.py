@@ -286,7 +286,12 @@ def _max_model_len(wanted: int | None, llm: Llm) -> int | None:
 
 
 def _rate(requests_per_second: str | int | None) -> PerSecond | None:
-    return None if requests_per_second is None else PerSecond(number_of(requests_per_second))
+    if requests_per_second is None:
+        return None
+    try:
+        return PerSecond(number_of(requests_per_second))
+    except ValueError as problem:
+        raise Invalid("spec.workload.requestsPerSecond", str(problem), "write for instance 12, 2.5 or 500m") from None
 
 
 def _slo(slo: Mapping[str, Any] | None) -> Slo | None:
