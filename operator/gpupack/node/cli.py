@@ -31,11 +31,11 @@ _CONFIG_FIELDS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Joins virtual GPU nodes to a Kubernetes cluster (DRA, driver gpu.nvidia.com). vLLM pods that the scheduler binds "
-        "to them run in the digital twin, in real time, with vLLM's HTTP surface and metrics; a dcgm-exporter pod shows "
-        "the GPUs; other pods sleep. Pods have addresses that no network knows: reach them through the printed proxy "
-        "(`gpupack operator --pod-proxy URL`, `curl --proxy URL`). Load and faults are steered over HTTP at the printed "
-        "control address (GET /state, POST /load, ...). Ctrl-C takes everything away again."
+        "Joins virtual GPU nodes to a Kubernetes cluster (DRA, driver gpu.nvidia.com). vLLM pods that the scheduler "
+        "binds to them run in the digital twin, in real time, with vLLM's HTTP surface and metrics; a dcgm-exporter "
+        "pod shows the GPUs; other pods sleep. Pods have addresses that no network knows: reach them through the "
+        "printed proxy (`gpupack operator --pod-proxy URL`, `curl --proxy URL`). Load and faults are steered over HTTP "
+        "at the printed control address (GET /state, POST /load, ...). Ctrl-C takes everything away again."
     )
     where = parser.add_argument_group("cluster").add_mutually_exclusive_group()
     where.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, ~/.kube/config or the pod's own account")
@@ -137,9 +137,8 @@ async def _run(args: argparse.Namespace, options: Options) -> int:
             partial = args.ready_file.with_suffix(".part")
             partial.write_text(json.dumps(doors))
             partial.rename(args.ready_file)
-        stopping = asyncio.ensure_future(asked.wait())
-        await asyncio.wait({stopping, nodes.failed}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        nodes.failed.add_done_callback(lambda _: asked.set())
+        await asked.wait()
         if nodes.failed.done():
             nodes.failed.result()
     return 0
