@@ -96,6 +96,7 @@ def test_a_fixed_batch_is_the_users_and_an_advised_one_is_nobodys() -> None:
     [
         ({"model": {"name": "nobody/knows"}}, "spec.model.name"),
         ({"model": {"name": "llama-3.2-1b", "maxModelLen": 200_000}}, "spec.model.maxModelLen"),
+        ({"engine": {"image": "vllm/vllm-openai:v0.9.1"}}, "spec.engine.image"),
         ({"workload": {"requestsPerSecond": "1e3"}}, "spec.workload.requestsPerSecond"),
     ],
 )

@@ -38,6 +38,8 @@ OWNED_FLAGS = (
 
 OWNED_SHORT_FLAGS = ("-tp", "-pp", "-dp")
 
+OLDEST_VERSION = (0, 25)
+"""The flags above mean what they say from here on (V1 engine only, `--shutdown-timeout`, explicit KV bytes)."""
 BUCKETS_SINCE = (0, 33)
 """The oldest version whose `--custom-histogram-buckets` was seen; an older engine would not start with it."""
 
@@ -75,10 +77,10 @@ def engine_args(
         f"--port={PORT}",
         f"--shutdown-timeout={round(drain)}",
         "--enable-mfu-metrics",
-        *((f"--custom-histogram-buckets={buckets}",) if _release(version) >= BUCKETS_SINCE else ()),
+        *((f"--custom-histogram-buckets={buckets}",) if release_of(version) >= BUCKETS_SINCE else ()),
     )
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version; the schema has checked its form."""
+def release_of(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, as `(0, 33)`; the schema has checked its form."""
     return tuple(int(number) for number in version.split(".")[:2])

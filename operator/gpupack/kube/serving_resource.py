@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpupack.errors import Invalid
+from gpupack.facts.engine_args import OLDEST_VERSION, release_of
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Refused
 from gpupack.facts.serving import (
@@ -263,7 +264,7 @@ def _serving(
             llm=(llm := llm_of(template.model, spec["model"].get("config"))),
             dtype=template.dtype,
             max_model_len=_max_model_len(spec["model"].get("maxModelLen"), llm),
-            engine_version=template.version,
+            engine_version=_supported(template.version),
             template_hash=template.hash,
             cpu_cores=template.cpu_cores,
             lengths=lengths_of(spec.get("workload", {})),
@@ -276,6 +277,14 @@ def _serving(
         )
     except Invalid as invalid:
         return _refused(key, metadata["uid"], metadata["generation"], invalid)
+
+
+def _supported(version: str) -> str:
+    if release_of(version) < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        fix = f"take vLLM {oldest} or newer; if the tag is not vLLM's version, set spec.engine.version"
+        raise Invalid("spec.engine.image", f"vLLM {version} is too old", fix)
+    return version
 
 
 def _max_model_len(wanted: int | None, llm: Llm) -> int | None:
