@@ -503,7 +503,7 @@ class Engine:
 
         The step under way must have begun. What arrives meanwhile is the caller's to mind, unless the batch is full.
         """
-        if self.step_prefill_tokens or self._watched or len(self._cohorts) != 1:
+        if self.step_prefill_tokens or self._watched or self._cohorts != [(self._decoding, self.step_began_at)]:
             return 1
         tick, steps, free = self._tick, 1, self._free_blocks
         size = self.config.block_size
