@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a cluster: vLLM pods run in the digital twin, in real time"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
+    "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
+    "twin": ("gpupack.node.cli", "virtual GPU nodes over the digital twin, for a real API server"),
 }
 
 
