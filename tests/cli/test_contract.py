@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpupack.cli import main
+from gpupack.cli import COMMANDS, main
 
 SMALL = ("--model", "llama-3.2-1b", "--gpu", "H100-80GB", "--input-tokens", "512", "--output-tokens", "256")
 
@@ -352,3 +352,11 @@ def test_predict_imports_neither_kopf_nor_kubernetes_nor_anything_else_that_is_s
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["fits"] is True
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"gpupack {command}" in capsys.readouterr().out

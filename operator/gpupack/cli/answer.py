@@ -35,7 +35,7 @@ class Answer:
     numbers: Mapping[str, float | None]
     error: float
     source: str
-    extra: Mapping[str, Json]
+    extra: Mapping[str, float | None]
 
 
 NUMBERS = (
@@ -186,7 +186,7 @@ def _text(asked: Setting, answer: Answer) -> str:
             f"TTFT         {ms(number['ttft_mean_seconds'])} mean, {ms(number['ttft_p95_seconds'])} p95",
             f"DRAM active  {pct(number['dram_active'])} of the peak; these engines reach at most "
             f"{pct(number['dram_active_max'])}: saturation {pct(number['saturation'])}",
-            *(f"{name.replace('_', ' '):12} {value}" for name, value in answer.extra.items()),
+            *_extra(answer.extra),
         ]
     head = ("each replica of", "batch", "running", "KV needed", "KV peak", "weights", "KV cache", "memory")
     block = [
@@ -209,6 +209,21 @@ def _text(asked: Setting, answer: Answer) -> str:
             f"source: {answer.source}" + (f", believed to within {pct(answer.error)}" if answer.error else ""),
         ]
     return "\n".join(lines)
+
+
+def _extra(extra: Mapping[str, float | None]) -> list[str]:
+    """What only the twin can say."""
+    if not extra:
+        return []
+    lines = [
+        f"{label:12} " + ", ".join(f"{ms(extra[f'{name}_{rank}_seconds'])} {rank}" for rank in ("p50", "p95", "p99"))
+        for name, label in (("itl", "ITL"), ("ttft", "TTFT"), ("e2e", "end to end"))
+    ]
+    return [
+        *lines,
+        f"preemptions  {extra['preemptions']}",
+        f"simulated    {extra['simulated_seconds']:.1f} s in {extra['wall_seconds']:.2f} s",
+    ]
 
 
 def _title(asked: Setting) -> str:

@@ -36,7 +36,7 @@ def _read(option: str, path: Path) -> str:
 
 
 def read_requests(path: Path, option: str = "--lengths") -> tuple[RecordedRequest, ...]:
-    """The requests of a CSV with the columns input_tokens, output_tokens and, if it has it, arrival_time."""
+    """The requests of a CSV with the columns input_tokens, output_tokens and, if it has it, arrival_time; by time."""
     rows = csv.DictReader(io.StringIO(_read(option, path)))
     names = set(rows.fieldnames or ())
     if not {"input_tokens", "output_tokens"} <= names:
@@ -65,7 +65,7 @@ def read_requests(path: Path, option: str = "--lengths") -> tuple[RecordedReques
         requests.append(request)
     if not requests:
         raise Invalid(option, f"{path} holds no request", "give at least one line below the header")
-    return tuple(requests)
+    return tuple(sorted(requests, key=lambda request: request.arrival_time or 0.0))
 
 
 def _finite(request: RecordedRequest) -> bool:

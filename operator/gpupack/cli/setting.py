@@ -82,7 +82,7 @@ def subject(given: Options) -> Subject:
         dtype=_dtype(given, gpu),
         gpu=gpu,
         lengths=lengths,
-        max_model_len=resolve_max_model_len(llm, lengths, given.max_model_len),
+        max_model_len=_max_model_len(given, llm, lengths),
         coefficients=coefficients,
         recorded=recorded,
     )
@@ -119,6 +119,20 @@ def setting(given: Options) -> Setting:
         requests=given.requests,
         recorded=about.recorded,
         seed=given.seed,
+    )
+
+
+def _max_model_len(given: Options, llm: Llm, lengths: Lengths) -> int:
+    """Without chunked prefill a prompt must fit into one step: vLLM refuses a token budget below max_model_len."""
+    longest = resolve_max_model_len(llm, lengths, given.max_model_len)
+    if given.chunked_prefill or longest <= given.max_num_batched_tokens:
+        return longest
+    if given.max_model_len is None and lengths.input_mean + lengths.output_mean <= given.max_num_batched_tokens:
+        return given.max_num_batched_tokens
+    raise Invalid(
+        "--max-num-batched-tokens",
+        f"{given.max_num_batched_tokens} is below --max-model-len {longest}, refused by vLLM without chunked prefill",
+        f"give at least {longest}",
     )
 
 

@@ -36,7 +36,7 @@ def predict_run(
 ) -> GpuPrediction:
     """A run of `requests` in all, dealt evenly to all replicas of all groups.
 
-    Without a request rate they all wait at the start. TTFT has no steady value then and is None.
+    Without a request rate they all wait at the start, and TTFT is mostly that wait.
     """
     engines = steady_state.steady(gpu, groups, sharing)
     share = requests / sum(group.replicas for group in groups)
@@ -53,11 +53,37 @@ def predict_run(
                 each,
                 output_tokens_per_second=group.replicas * share * each.batch.output_mean / run.seconds,
                 itl=(run.itl, p95 * run.itl / steady_gap, p99 * run.itl / steady_gap),
-                ttft=None if each.queue is None else steady_state.time_to_first_token(each, each.queue),
+                ttft=_first_tokens(group, each, share)
+                if each.queue is None
+                else steady_state.time_to_first_token(each, each.queue),
                 utilization=None,
             )
         )
     return steady_state.whole_gpu(gpu, groups, engines, tuple(answers), reserve)
+
+
+def _first_tokens(group: EngineGroup, each: Engines, requests: float) -> tuple[float, float, float]:
+    """Mean, p95 and p99 of the time to the first token where all requests of an engine wait at the start.
+
+    The first n are prefilled one after the other; the k-th of the others starts with the k-th end, which n slots that
+    began together reach at (k/n + (1 - cv^2)/2) lives (renewal theory).
+    """
+    running = min(each.running, requests)
+    cycle = each.batch.cycle(running)
+    life = each.batch.output_mean * cycle.seconds(each.stretch)
+    wave = each.batch.output_mean * cycle.share * cycle.extra_seconds(each.stretch)
+    intake = requests * group.coefficients.ingest_per_request if group.coefficients.ingest_stalls else 0.0
+    late = max(0.0, (1 - each.batch.output_cv**2) / 2)
+    waiting = requests - running
+
+    def at(share: float) -> float:
+        place = share * requests
+        if place <= running:
+            return intake + place / running * wave
+        return intake + life * ((place - running) / running + late)
+
+    mean = running * wave / 2 + waiting * life * (waiting / running / 2 + late)
+    return intake + mean / requests, at(0.95), at(0.99)
 
 
 class _Drain(NamedTuple):
