@@ -135,6 +135,7 @@ def test_no_share_of_the_gpu_is_above_one_and_an_idle_gpu_uses_none(sharing: Sha
     world.advance(1.0)
     idle = activity(before, gpu.reading())
     assert (idle.dram_active, idle.gpu_held, idle.power_watts) == (0.0, 0.0, pytest.approx(GPU.idle_watts))
+    assert idle.dram_active_max is None
     for i in range(replicas):
         start(world, f"e{i}", ClosedLoop(concurrency=64, requests=requests(i)))
     world.advance(10.0)
@@ -142,6 +143,8 @@ def test_no_share_of_the_gpu_is_above_one_and_an_idle_gpu_uses_none(sharing: Sha
     world.advance(20.0)
     busy = activity(middle, gpu.reading())
     assert 0.0 < busy.dram_active <= busy.gpu_held <= 1.0 + 1e-9
+    assert busy.dram_active_max is not None
+    assert busy.dram_active < busy.dram_active_max * 1.15
     assert GPU.idle_watts < busy.power_watts <= GPU.board_watts
 
 

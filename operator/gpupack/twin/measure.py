@@ -79,6 +79,7 @@ class Measures:
     kv_peak_fraction: float
     preemptions: int
     dram_active: float
+    dram_active_max: float | None
     sm_active: float
     gpu_held: float
     power_watts: float
@@ -165,6 +166,7 @@ def simulate_run(
         dram_seconds=after.dram_seconds,
         sm_seconds=after.sm_seconds,
         held_seconds=after.held_seconds,
+        kernel_seconds=after.kernel_seconds,
         energy_joules=after.energy_joules - idle_watts,
         fb_used_bytes=after.fb_used_bytes,
     )
@@ -195,8 +197,8 @@ def simulate_steady(
             if deployment.requests_per_second is None:
                 source = ClosedLoop(concurrency=2 * deployment.config.max_num_seqs, requests=requests)
             else:
-                rate = deployment.requests_per_second / deployment.replicas
-                source = PoissonArrivals(rates=[(0.0, rate)], requests=requests, chance=chance)
+                each = deployment.requests_per_second / deployment.replicas
+                source = PoissonArrivals(rates=[(0.0, each)], requests=requests, chance=chance)
             tenant, recorder = _start(world, f"{number}-{i}", deployment, source)
             tenants.append(tenant)
             recorders.append(recorder)
@@ -211,9 +213,10 @@ def simulate_steady(
         for tenant, recorder in zip(tenants, recorders, strict=True):
             recorder.clear(world.now)
             tenant.engine.kv_peak_blocks = 0
-    first = groups[0][2]
+    first, rate = groups[0][2], groups[0][0].requests_per_second
+    stride = _STRIDE if rate is None else max(_STRIDE, 0.01 * window_requests / rate)
     while sum(len(recorder.whole) for recorder in first) < window_requests:
-        world.advance(world.now + _STRIDE)
+        world.advance(world.now + stride)
     after = device.reading()
     return [
         _measures(tenants, recorders, begin, before, after, waits=deployment.requests_per_second is not None)
@@ -286,6 +289,7 @@ def _measures(
         kv_peak_fraction=max(replica.kv_peak_fraction for replica in replicas),
         preemptions=sum(replica.preemptions for replica in replicas),
         dram_active=share.dram_active,
+        dram_active_max=share.dram_active_max,
         sm_active=share.sm_active,
         gpu_held=share.gpu_held,
         power_watts=share.power_watts,

@@ -55,22 +55,29 @@ class Reading:
     """Cumulative figures of one GPU at simulated time `at`; `activity` turns two of them into shares.
 
     `dram_seconds` is time at full DRAM bandwidth (bytes moved over the theoretical peak), `sm_seconds` time with all
-    SMs busy, `held_seconds` time in which any kernel ran.
+    SMs busy, `held_seconds` time in which any kernel ran, `kernel_seconds` what those kernels would have taken alone,
+    one after the other.
     """
 
     at: float
     dram_seconds: float
     sm_seconds: float
     held_seconds: float
+    kernel_seconds: float
     energy_joules: float
     fb_used_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """Means over a window, 0 to 1, and watts. `dram_active` is on DCGM's scale of the theoretical peak."""
+    """Means over a window, 0 to 1, and watts. `dram_active` is on DCGM's scale of the theoretical peak.
+
+    `dram_active_max` is what a GPU that is never without these kernels reaches, one after the other; None if none ran.
+    Kernels side by side can go a little beyond it.
+    """
 
     dram_active: float
+    dram_active_max: float | None
     sm_active: float
     gpu_held: float
     power_watts: float
@@ -81,8 +88,10 @@ def activity(before: Reading, after: Reading) -> Activity:
     seconds = after.at - before.at
     if seconds <= 0.0:
         raise ValueError("the second reading is not later than the first")
+    kernels = after.kernel_seconds - before.kernel_seconds
     return Activity(
         dram_active=(after.dram_seconds - before.dram_seconds) / seconds,
+        dram_active_max=(after.dram_seconds - before.dram_seconds) / kernels if kernels > 0.0 else None,
         sm_active=(after.sm_seconds - before.sm_seconds) / seconds,
         gpu_held=(after.held_seconds - before.held_seconds) / seconds,
         power_watts=(after.energy_joules - before.energy_joules) / seconds,
@@ -165,6 +174,7 @@ class VirtualGpu:
         self._dram_seconds = 0.0
         self._sm_seconds = 0.0
         self._held_seconds = 0.0
+        self._kernel_seconds = 0.0
         self._began_at = now
         self._owner: Tenant | None = None  # time-slicing: whose turn it is, or was last
         self._turn_left = 0.0
@@ -186,6 +196,7 @@ class VirtualGpu:
             dram_seconds=self._dram_seconds,
             sm_seconds=self._sm_seconds,
             held_seconds=self._held_seconds,
+            kernel_seconds=self._kernel_seconds,
             energy_joules=spec.idle_watts * (self.now - self._began_at) + (spec.board_watts - spec.idle_watts) * busy,
             fb_used_bytes=self.fb_used_bytes,
         )
@@ -244,7 +255,9 @@ class VirtualGpu:
                     drift = 0.5 * slope * (steps - 1)
                 if steps > 1:
                     now += steps * (seconds + drift)
-                    self._held_seconds += steps * (seconds + drift - host)
+                    kernels = steps * (seconds + drift - host)
+                    self._held_seconds += kernels
+                    self._kernel_seconds += kernels
                     self._dram_seconds += steps * (dram + drift * timer.attention_dram_share)
                     self._sm_seconds += steps * (sms + drift * ATTENTION_SM_SHARE)
                     engine.end_alike_steps(steps, now)
@@ -257,6 +270,7 @@ class VirtualGpu:
                 return
             now += seconds
             self._held_seconds += seconds - host
+            self._kernel_seconds += seconds - host
             self._dram_seconds += dram
             self._sm_seconds += sms
             engine.end_step(now)
@@ -277,6 +291,7 @@ class VirtualGpu:
         return True
 
     def _use(self, seconds: float, phase: Phase, speed: float) -> None:
+        self._kernel_seconds += seconds * speed
         self._dram_seconds += seconds * speed * phase.dram_share
         self._sm_seconds += seconds * speed * phase.sm_share
 
