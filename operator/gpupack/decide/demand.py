@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
@@ -57,8 +57,11 @@ class Demand:
     missing: tuple[str, ...] = ()
 
 
-def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity) -> Demand:
-    """What the load on `serving`, of which `planned` replicas are in the plan, asks for."""
+def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: int) -> Demand:
+    """What the load on `serving`, of which `planned` replicas are in the plan, asks for.
+
+    `most` is what can ever be had; a queue that grows without end asks for one more than that and not for ever more.
+    """
     scaling = serving.scaling
     if scaling.mode is ScalingMode.MANUAL:
         count = scaling.replicas
@@ -79,10 +82,13 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity) -> Dem
     known = [engine for _, engine in engines if engine is not None and _has_rate(engine, facts.policy)]
     if not known:
         declared = serving.declared_rate
-        first = floor if declared is None else max(floor, _smallest(float(declared), 0.0, capacity, facts.policy))
+        asked = 1 if declared is None else _smallest(float(declared), 0.0, capacity, facts.policy)
+        first = max(floor, min(asked, max(most, planned) + 1))
         return Demand(basis=Basis.DECLARED, wanted=max(planned, first), floor=floor, spare=False)
     leaving = [facts.engines[each.name] for each in replicas if is_leaving(each) and each.name in facts.engines]
-    return _measured(serving, facts, planned, capacity, known, leaving, everyone=len(known) == len(engines))
+    everyone = len(known) == len(engines)
+    demand = _measured(serving, facts, planned, capacity, known, leaving, everyone=everyone)
+    return replace(demand, wanted=max(floor, min(demand.wanted, max(most, planned) + 1)))
 
 
 def _measured(

@@ -71,7 +71,7 @@ def verdict(given: Verdict) -> str:
             return f"The load takes {seen} of what the replicas can carry; one more is added above {limit}."
         case Reason.DEMAND_MET:
             who, count = _ASKED.get(given.detail, "The load asks for"), given.limit.value
-            return f"{who} {count:.0f}, and as many {_are(count)} planned."
+            return f"{who} {count:.0f}, and {count:.0f} {_are(count)} planned."
         case Reason.MEMORY if unit is Unit.REPLICAS:
             return f"{where} takes {limit.removesuffix(' replicas')} replica: {given.detail}."
         case Reason.MEMORY:

@@ -6,6 +6,7 @@ was lost is built anew from the replicas' labels and restarts nothing. Data that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -118,7 +119,8 @@ def _decide(
     _forget(board)
     given_up = withdraw(board, lambda placement: obstacle(board, placement))
     demands = {
-        key: ask(each, facts, len(board.of[key]), capacity_of(board, each)) for key, each in facts.servings.items()
+        key: ask(each, facts, len(board.of[key]), capacity_of(board, each), _most(board, each))
+        for key, each in facts.servings.items()
     }
     for key, serving in facts.servings.items():
         rate = demands[key].rate if demands[key].rate is not None else serving.declared_rate
@@ -130,10 +132,21 @@ def _decide(
         decision = _decide_one(board, serving, demand, was, given_up, verdicts)
         planned = len(board.of[key])
         if decision is not None:
-            records[key] = _record(key, decision, max(demand.wanted, 0), planned, was, facts)
+            wanted = planned if decision.reason == Step.REMOVED else demand.wanted
+            records[key] = _record(key, decision, wanted, planned, was, facts)
         elif was is not None:
             records[key] = was
     return records
+
+
+def _most(board: Board, serving: Serving) -> int:
+    """What the serving can have at most: its own limit, or R* on every GPU of the pool."""
+    most = serving.scaling.max_replicas
+    if most is not None:
+        return most
+    kinds = Counter(gpu.gpu.kind.name for gpu in board.facts.gpus.values())
+    each = {kind: chosen.replicas_per_gpu for (key, kind), chosen in board.shapes.items() if key == serving.key}
+    return sum(count * each.get(kind, 0) for kind, count in kinds.items())
 
 
 def _in_turn(board: Board, demands: Mapping[ServingKey, Demand]) -> list[Serving]:
@@ -320,12 +333,9 @@ def _record(
     key: ServingKey, decision: Decision, wanted: int, planned: int, was: Record | None, facts: Facts
 ) -> Record:
     """The last record for as long as nothing but its numbers would change."""
-    same = was is not None and _gist(was) == (decision.reason, decision.subject, planned)
-    if was is not None and same and abs(was.wanted - wanted) <= WANTED_MOVES * was.wanted:
-        return was
-    return Record(
+    record = Record(
         serving=key,
-        reason=decision.reason,
+        reason=str(decision.reason),
         subject=decision.subject,
         observed=decision.observed,
         limit=decision.limit,
@@ -336,10 +346,13 @@ def _record(
         message=decision.message,
         at=facts.at,
     )
+    if was is not None and _gist(was) == _gist(record) and abs(was.wanted - wanted) <= WANTED_MOVES * was.wanted:
+        return was
+    return record
 
 
-def _gist(record: Record) -> tuple[str, str, int]:
-    return record.reason, record.subject, record.planned
+def _gist(record: Record) -> tuple[str, str, str, int]:
+    return record.reason, record.subject, record.unit, record.planned
 
 
 def _tells(old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record]) -> tuple[Tell, ...]:
