@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
-    "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin, in real time"),
+    "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),
 }
 
 

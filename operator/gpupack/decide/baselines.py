@@ -122,7 +122,8 @@ def _peak_bytes(question: Question, limit: int, run: GpuPrediction, requests: in
     last prompt came later (prompts share the token budget with the sequences that run already).
     """
     lengths, group = question.lengths, run.groups[0]
-    steady = memory.kv_tokens_needed(lengths, limit, BLOCK_TOKENS, Ratio(0.0))
+    longest = resolve_max_model_len(question.llm, lengths, question.max_model_len)
+    steady = memory.kv_tokens_needed(lengths, limit, longest, Ratio(0.0))
     if requests is None or lengths.output_cv >= _UNLIKE:
         tokens = float(steady)
     else:
