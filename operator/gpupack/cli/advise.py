@@ -9,6 +9,7 @@ from gpupack.cli.answer import memory_json
 from gpupack.cli.arguments import Options, add_common, efficiency, options, positive
 from gpupack.cli.setting import SHARINGS, subject
 from gpupack.cli.show import Json, estimate_json, gib, ms, pct, print_json, rate, rounded, table
+from gpupack.decide import explain
 from gpupack.decide.advise import Advice, Question, Rejected, advise
 from gpupack.decide.baselines import Contender, Knee, Row, bca, gain, rows
 from gpupack.decide.frontier import Point, points
@@ -16,7 +17,7 @@ from gpupack.errors import Invalid
 from gpupack.facts.engine_args import shape_args
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Batching, Sharing, Slo, Statistic
-from gpupack.plan import Unit, Verdict
+from gpupack.plan import Reason, Unit, Verdict
 from gpupack.units import Ratio, seconds_from_milliseconds
 
 _STATISTICS = {"mean": Statistic.MEAN, "p95": Statistic.P95, "p99": Statistic.P99}
@@ -256,11 +257,12 @@ def _text(
             f"the promise is out of reach: {sentence(advice.stop)}",
             f"the lowest latency is that of batch {advice.shape.max_num_seqs}, one engine",
         ]
-    stop = "" if advice.unreachable is not None else f"not one more: {sentence(advice.stop)}"
-    engines = "1 engine" if advice.replicas_per_gpu == 1 else f"{advice.replicas_per_gpu} engines"
+    stop = "" if advice.unreachable is not None else f"not one more: {_stop(advice.stop)}"
+    alone = advice.replicas_per_gpu == 1
+    engines, each = ("1 engine", "") if alone else (f"{advice.replicas_per_gpu} engines", " each")
     lines += [
-        f"{engines} of batch {advice.shape.max_num_seqs}, {gib(advice.shape.kv_cache_memory_bytes)} KV cache each, "
-        f"{gib(advice.memory.total)} in all each",
+        f"{engines} of batch {advice.shape.max_num_seqs}, {gib(advice.shape.kv_cache_memory_bytes)} KV cache and "
+        f"{gib(advice.memory.total)} in all{each}",
         stop,
         *(("",) if stop else ()),
         table(_HEAD, [_row_text(row) for row in compared]),
@@ -270,7 +272,8 @@ def _text(
         lines.append("TTFT -: the engines keep the promise even when they are kept full, where a queue has no end")
     lead = gain(compared, Contender.SWEPT)
     if lead is not None:
-        lines.append(f"packed over the swept single engine: {100.0 * lead:+.0f} % tokens a second")
+        what = "not packed: this engine against" if alone else "packed over"
+        lines.append(f"{what} the swept single engine: {100.0 * lead:+.0f} % tokens a second")
     plateau = next((row.plateau for row in compared if row.plateau is not None), None)
     lines += [
         f"the swept engine's plateau without a promise: {rate(plateau)} tok/s",
@@ -350,6 +353,12 @@ def _promise(slo: Slo) -> str:
 
 def _word(statistic: Statistic) -> str:
     return statistic.value.lower()
+
+
+def _stop(verdict: Verdict) -> str:
+    """The sentence that a condition of the cluster would carry, after the reason's name."""
+    detail = f" ({verdict.detail})" if verdict.reason is Reason.MAX_REPLICAS else ""
+    return f"{verdict.reason.value}. {explain.verdict(verdict)}{detail}"
 
 
 def sentence(verdict: Verdict) -> str:

@@ -326,21 +326,23 @@ class Search:
             return None
         exclusive = self.question.sharing is Sharing.EXCLUSIVE
         detail = "exclusive: one engine a GPU" if exclusive else f"asked for at most {self.most_replicas}"
-        return _verdict(Reason.MAX_REPLICAS, _given(replicas), _given(self.most_replicas), Unit.REPLICAS, detail=detail)
+        return self._verdict(
+            Reason.MAX_REPLICAS, _given(replicas), _given(self.most_replicas), Unit.REPLICAS, detail=detail
+        )
 
     def _memory_short(self, batch: int, replicas: int) -> Verdict | None:
         needed = memory_needed(self.memory(batch).total, replicas, self.question.gpu, self.question.policy.gpu_reserve)
         have = self.question.gpu.memory_bytes
         if needed <= have:
             return None
-        return _verdict(Reason.MEMORY, Estimate.exact(needed, Source.CALIBRATED), _given(have), Unit.BYTES)
+        return self._verdict(Reason.MEMORY, Estimate.exact(needed, Source.CALIBRATED), _given(have), Unit.BYTES)
 
     def _cpu_short(self, replicas: int) -> Verdict | None:
         cores = self.question.node_cores
         needed = replicas * self.question.cpu_cores
         if cores is None or needed <= cores:
             return None
-        return _verdict(Reason.HOST_CPU, _given(needed), _given(cores), Unit.CORES)
+        return self._verdict(Reason.HOST_CPU, _given(needed), _given(cores), Unit.CORES)
 
     def _itl_broken(self, batch: int, replicas: int) -> Verdict | None:
         limit = self.slo.itl
@@ -350,7 +352,7 @@ class Search:
         latency, _ = sharing.statistic_of(full.groups[0], self.slo.statistic)
         if latency <= limit:
             return None
-        return _verdict(
+        return self._verdict(
             Reason.LATENCY_SLO,
             _predicted(latency, full),
             self._promised(limit),
@@ -367,7 +369,7 @@ class Search:
         _, wait = sharing.statistic_of(idle.groups[0], self.slo.statistic)
         if wait is None or wait <= limit:
             return None
-        return _verdict(
+        return self._verdict(
             Reason.LATENCY_SLO,
             _predicted(wait, idle),
             self._promised(limit),
@@ -382,7 +384,9 @@ class Search:
         ceiling = self.question.policy.saturation_ceiling
         if before.saturation < ceiling:
             return None
-        return _verdict(Reason.BANDWIDTH_CEILING, _predicted(before.saturation, before), _given(ceiling), Unit.RATIO)
+        return self._verdict(
+            Reason.BANDWIDTH_CEILING, _predicted(before.saturation, before), _given(ceiling), Unit.RATIO
+        )
 
     def _batch_wasted(self, batch: int, replicas: int) -> Verdict | None:
         """BCA's epsilon: a batch of B must do more than `min_efficiency` x B times the work of a batch of 1."""
@@ -393,7 +397,7 @@ class Search:
         reached = full.total_tokens_per_second / (batch * self.full(1, 1).total_tokens_per_second)
         if reached > least:
             return None
-        return _verdict(
+        return self._verdict(
             Reason.MARGINAL_GAIN,
             _predicted(reached, full),
             _given(least),
@@ -410,7 +414,7 @@ class Search:
         if gain >= least:
             return None
         full = self.full(batch, replicas)
-        return _verdict(Reason.MARGINAL_GAIN, _predicted(gain, full), _given(least), Unit.RATIO, at_least=True)
+        return self._verdict(Reason.MARGINAL_GAIN, _predicted(gain, full), _given(least), Unit.RATIO, at_least=True)
 
     # The search.
 
@@ -521,7 +525,7 @@ class Search:
         """The best shape of another count brings too little for its replicas, or too much less with fewer of them."""
         gain = self.capacity(batch, replicas) / self.capacity(chosen_batch, chosen) - 1.0
         least = (1.0 + self.question.policy.least_marginal_gain) ** (replicas - chosen) - 1.0
-        verdict = _verdict(
+        verdict = self._verdict(
             Reason.MARGINAL_GAIN,
             _predicted(gain, self.full(batch, replicas)),
             _given(least),
@@ -536,6 +540,26 @@ class Search:
         lone = self.full(_RELAXED_BATCH, 1).groups[0]
         return Slo(itl=Seconds(_RELAXED_FACTOR * lone.itl_p95), ttft=None, statistic=Statistic.P95, assumed=True)
 
+    def _verdict(
+        self,
+        reason: Reason,
+        observed: Estimate,
+        limit: Estimate,
+        unit: Unit,
+        *,
+        at_least: bool = False,
+        detail: str = "",
+    ) -> Verdict:
+        return Verdict(
+            subject=self.question.gpu.name,
+            reason=reason,
+            observed=observed,
+            limit=limit,
+            unit=unit,
+            at_least=at_least,
+            detail=detail,
+        )
+
     def _promised(self, limit: Seconds) -> Estimate:
         return Estimate.exact(limit, Source.ASSUMED if self.slo.assumed else Source.MEASURED)
 
@@ -548,14 +572,6 @@ def memory_needed(total: Bytes, replicas: int, gpu: GpuKind, reserve: Bytes) -> 
     """
     last = -(-memory.utilization_hundredths(total, gpu) * gpu.memory_bytes // 100)
     return Bytes(max(replicas * total + reserve, (replicas - 1) * total + last))
-
-
-def _verdict(
-    reason: Reason, observed: Estimate, limit: Estimate, unit: Unit, *, at_least: bool = False, detail: str = ""
-) -> Verdict:
-    return Verdict(
-        subject="gpu", reason=reason, observed=observed, limit=limit, unit=unit, at_least=at_least, detail=detail
-    )
 
 
 def _given(value: float) -> Estimate:
