@@ -67,18 +67,16 @@ def slots(offered: float, fixed: float, slope: float, servers: float, holding: f
     if servers > mean + 9 * deviation + 9:
         return Slots(mean, deviation, 0.0, drain, utilization)
     weight, below, first, second = 1.0, 0.0, 0.0, 0.0
-    running = servers
-    lowest = max(0.0, mean - 9 * deviation)
-    while running >= lowest:
+    most = max(1, round(servers))
+    for running in range(most, max(0, int(mean - 9 * deviation)) - 1, -1):
         below += weight
         first += weight * running
         second += weight * running * running
         weight *= running / (offered * (fixed + slope * running))
-        running -= 1
     above = utilization / (1 - utilization)
     total = below + above
-    mean = (first + servers * above) / total
-    spread = (second + servers * servers * above) / total - mean * mean
+    mean = (first + most * above) / total
+    spread = (second + most * most * above) / total - mean * mean
     return Slots(mean, math.sqrt(max(0.0, spread)), (1 + above) / total, drain, utilization)
 
 

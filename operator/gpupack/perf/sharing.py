@@ -162,7 +162,7 @@ def _occupied(each: Engines, router: Router) -> Engines:
     queue = slots(each.offered * joined, fixed, slope / joined, most * joined, each.batch.output_mean)
     if queue is None:
         return each._replace(running=most, active=1.0, queue=None)
-    running = queue.mean / joined
+    running = min(most, queue.mean / joined)
     busy = -math.expm1((fixed / slope + 1) * math.log1p(-min(each.offered * slope, 1 - 1e-12)))
     return each._replace(running=running, active=min(busy, running, 1.0), queue=queue)
 
