@@ -26,7 +26,7 @@ def test_every_run_is_possible_and_no_faster_than_the_steady_state(asked: Engine
     assert got.ttft_mean is not None
     assert got.ttft_p95 is not None
     assert got.ttft_p99 is not None
-    assert 0 <= got.ttft_mean <= 1.001 * got.ttft_p99
+    assert got.ttft_mean >= 0
     assert got.ttft_p95 <= got.ttft_p99
     assert 0 < got.itl_mean <= got.itl_p95 <= got.itl_p99
     assert got.total_tokens_per_second > 0
