@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "advise": ("gpupack.cli.advise", "the shape of an engine and how many of them one GPU should hold, under an SLO"),
     "predict": ("gpupack.cli.predict", "throughput, latency, memory and bandwidth of a setting, by the closed form"),
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
+    "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),

@@ -16,12 +16,12 @@ def print_json(answer: Json) -> None:
     print(json.dumps(answer, indent=2, allow_nan=False))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is a label, the others are numbers."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Columns as wide as their widest cell; the first is a label, the others are numbers (or words: `left`)."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if left or column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in (head, *rows)

@@ -1,0 +1,119 @@
+"""`gpupack explain`: why a ModelServing runs as it does, from its status in a cluster. Reads, never writes.
+
+The sentences are the operator's own (`decide/explain.py` made them); nothing is decided or predicted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpupack.cli.show import gib, print_json, table
+from gpupack.errors import Invalid
+from gpupack.kube.api import Api, NotFound, configuration_of
+
+_SERVINGS = "/apis/gpupack.dev/v1alpha1/namespaces/{namespace}/modelservings"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a ModelServing; default: all of the namespace")
+    parser.add_argument("-n", "--namespace", default="default", metavar="NAMESPACE", help="default: default")
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
+    )
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default text")
+    parser.add_argument("--json", action="store_const", const="json", dest="output", help="the same as -o json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises Invalid for a serving that is not there and Unavailable where no API server answers."""
+    servings = asyncio.run(_read(args.kubeconfig, args.namespace, args.name))
+    if args.output == "json":
+        told = [_told(serving) for serving in servings]
+        print_json(told[0] if args.name else told)
+    elif servings:
+        print("\n\n".join(prose(serving) for serving in servings))
+    else:
+        print(f"there is no ModelServing in namespace {args.namespace}")
+    return 0
+
+
+async def _read(kubeconfig: str | None, namespace: str, name: str | None) -> list[Mapping[str, Any]]:
+    path = _SERVINGS.format(namespace=namespace)
+    async with Api(await configuration_of(kubeconfig)) as api:
+        if name is None:
+            found: list[Mapping[str, Any]] = (await api.get(path))["items"]
+            return found
+        try:
+            return [await api.get(f"{path}/{name}")]
+        except NotFound as missing:
+            raise Invalid(
+                "NAME", f"there is no ModelServing {name} in namespace {namespace}", "see: kubectl get msv -A"
+            ) from missing
+
+
+def _told(serving: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What belongs to the decision, in the API's own names."""
+    status = serving.get("status", {})
+    kept = ("shape", "replicasPerGpu", "replicas", "readyReplicas", "freedBytes", "assumed", "placements", "decision")
+    return {
+        "namespace": serving["metadata"]["namespace"],
+        "name": serving["metadata"]["name"],
+        "upToDate": _is_up_to_date(serving),
+        **{key: status.get(key) for key in kept},
+        "conditions": status.get("conditions", []),
+    }
+
+
+def _is_up_to_date(serving: Mapping[str, Any]) -> bool:
+    seen = serving.get("status", {}).get("observedGeneration")
+    return bool(seen == serving["metadata"].get("generation"))
+
+
+def prose(serving: Mapping[str, Any]) -> str:
+    """One ModelServing as a person reads it: the decision first, then what it rests on."""
+    meta, status = serving["metadata"], serving.get("status", {})
+    lines = [f"{meta['namespace']}/{meta['name']}: {_count(status)}"]
+    if not status:
+        return f"{lines[0]}\n  gpupack has not looked at it yet; is the operator running, and is there a GpuPool?"
+    if not _is_up_to_date(serving):
+        lines.append("  The spec has changed since; what follows is about the one before.")
+    decision = status.get("decision")
+    if decision:
+        lines.append(f"  {decision.get('reason', '')}. {decision.get('message', '')} ({decision.get('at', '')})")
+    lines += [f"  {line}" for line in _shape(status)]
+    conditions: Sequence[Mapping[str, Any]] = status.get("conditions", ())
+    if conditions:
+        rows = [(each["type"], each["status"], each["reason"], each.get("message", "")) for each in conditions]
+        lines += ["", *_indented(table(("condition", "is", "reason", ""), rows, left=True))]
+    placements: Sequence[Mapping[str, Any]] = status.get("placements", ())
+    if placements:
+        rows = [(each["name"], each["phase"], each["gpu"], each["node"]) for each in placements]
+        lines += ["", *_indented(table(("replica", "is", "GPU", "node"), rows, left=True))]
+    return "\n".join(lines)
+
+
+def _count(status: Mapping[str, Any]) -> str:
+    planned, ready = status.get("replicas", 0), status.get("readyReplicas", 0)
+    return f"{planned} replica{'' if planned == 1 else 's'} planned, {ready} ready"
+
+
+def _shape(status: Mapping[str, Any]) -> list[str]:
+    shape = status.get("shape")
+    if not shape:
+        return []
+    lines = [
+        f"Batch limit {shape.get('maxNumSeqs')}, KV cache {gib(shape.get('kvCacheMemoryBytes', 0))}, "
+        f"at most {status.get('replicasPerGpu')} engines a GPU."
+    ]
+    if status.get("freedBytes"):
+        lines.append(f"{gib(status['freedBytes'])} are free that one vLLM would have taken by itself.")
+    if status.get("assumed"):
+        lines.append(f"Assumed, because the spec does not say: {', '.join(status['assumed'])}.")
+    return lines
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]

@@ -1,0 +1,107 @@
+"""`explain` reads a ModelServing over HTTP, as a cluster serves it, and tells its decision."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpupack.cli import main
+
+SERVING = {
+    "metadata": {"namespace": "shop", "name": "chat", "generation": 3},
+    "status": {
+        "observedGeneration": 3,
+        "replicas": 2,
+        "readyReplicas": 1,
+        "shape": {"maxNumSeqs": 96, "kvCacheMemoryBytes": 4 * 2**30, "maxModelLen": 2048, "engineArguments": ["--x"]},
+        "replicasPerGpu": 2,
+        "freedBytes": 40 * 2**30,
+        "assumed": ["slo"],
+        "placements": [{"name": "chat-abc-0", "gpu": "GPU-1", "node": "n1", "phase": "Ready"}],
+        "decision": {"reason": "BandwidthCeiling", "message": "The DRAM is busy.", "at": "2026-11-23T10:00:00Z"},
+        "conditions": [{"type": "Packed", "status": "True", "reason": "BandwidthCeiling", "message": "It is full."}],
+    },
+}
+FRESH = {"metadata": {"namespace": "shop", "name": "fresh", "generation": 1}}
+ROOT = "/apis/gpupack.dev/v1alpha1/namespaces/shop/modelservings"
+PAGES = {ROOT: {"items": [SERVING, FRESH]}, f"{ROOT}/chat": SERVING, f"{ROOT}/fresh": FRESH}
+
+
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        found = PAGES.get(self.path)
+        body = json.dumps(found or {"reason": "NotFound", "message": "not found"}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A test's output is its own."""
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    file = tmp_path / "kubeconfig.json"
+    file.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "here",
+                "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+                "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+                "users": [{"name": "me", "user": {}}],
+            }
+        )
+    )
+    yield str(file)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_decision_comes_first_with_its_reason_and_what_it_rests_on(
+    capsys: pytest.CaptureFixture[str], kubeconfig: str
+) -> None:
+    assert main(["explain", "chat", "-n", "shop", "--kubeconfig", kubeconfig]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("shop/chat: 2 replicas planned, 1 ready\n  BandwidthCeiling. The DRAM is busy.")
+    for word in ("Batch limit 96", "4.0 GiB", "40.0 GiB are free", "slo", "Packed", "GPU-1"):
+        assert word in said
+
+
+def test_machines_get_the_decision_in_the_apis_own_names(capsys: pytest.CaptureFixture[str], kubeconfig: str) -> None:
+    assert main(["explain", "chat", "-n", "shop", "-o", "json", "--kubeconfig", kubeconfig]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["decision"]["reason"] == "BandwidthCeiling"
+    assert told["upToDate"] is True
+    assert told["shape"]["maxNumSeqs"] == 96
+
+
+def test_without_a_name_every_serving_of_the_namespace_is_explained(
+    capsys: pytest.CaptureFixture[str], kubeconfig: str
+) -> None:
+    assert main(["explain", "-n", "shop", "--kubeconfig", kubeconfig]) == 0
+    said = capsys.readouterr().out
+    assert "shop/chat" in said
+    assert "shop/fresh: 0 replicas planned, 0 ready\n  gpupack has not looked at it yet" in said
+
+
+def test_a_serving_that_is_not_there_is_bad_input(capsys: pytest.CaptureFixture[str], kubeconfig: str) -> None:
+    assert main(["explain", "nobody", "-n", "shop", "--kubeconfig", kubeconfig]) == 2
+    assert "no ModelServing nobody in namespace shop" in capsys.readouterr().err
+
+
+def test_no_cluster_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["explain", "chat", "--kubeconfig", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
