@@ -30,7 +30,8 @@ class Rig:
         self.now = 0.0
         self.server = EngineServer(
             self.engine, names=(MODEL, "alias"), version="0.33.0", api_key=api_key,
-            clock=lambda: self.now, page=lambda value: f"a_number {self.now if value is None else value}\n",
+            clock=lambda: self.now, hurry=lambda: None,
+            page=lambda value: f"a_number {self.now if value is None else value}\n",
         )  # fmt: skip
 
     def step(self) -> None:

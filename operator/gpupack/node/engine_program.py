@@ -32,7 +32,7 @@ from gpupack.node.exchange import Exchange
 from gpupack.node.flags import Flags, parse
 from gpupack.node.hardware import Hardware, Slot
 from gpupack.node.load import Reachable, Tap
-from gpupack.node.pace import Pace
+from gpupack.node.pace import Pace, Patience
 from gpupack.node.program import Exit, Sandbox
 from gpupack.twin.counters import Buckets
 from gpupack.twin.engine import EngineConfig
@@ -50,7 +50,7 @@ _UNTIL_CHECK, _WEIGHTS, _PROFILE, _GRAPHS = 0.15, 0.35, 0.2, 0.3
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """Requests of all engines that have ended, by how they ended."""
+    """Requests of all engines that have ended, by how they ended. Those that were dealt and never taken are aborted."""
 
     succeeded: int = 0
     aborted: int = 0
@@ -76,16 +76,10 @@ class _Interrupted(Exception):
 
 @dataclass(slots=True)
 class Usage:
-    """Cumulative work of one engine, sampled at every advance of the world.
-
-    `kernel_seconds` and `dram_seconds` are what its steps would take of an idle GPU: their ratio is the most of the
-    DRAM bandwidth that engines like this one can use together.
-    """
+    """Steps of one engine and the contexts that they read, sampled at every advance of the world."""
 
     steps: int = 0
     context_tokens: float = 0.0
-    kernel_seconds: float = 0.0
-    dram_seconds: float = 0.0
 
 
 class Serving:
@@ -106,22 +100,17 @@ class Serving:
         self._page = EnginePage(flags.served_names[0], _cache_info(flags, cache), time.time())
         self.server = EngineServer(
             tenant.engine, names=flags.served_names, version=_version(sandbox.image), api_key=flags.api_key,
-            clock=site.pace.now, page=self._text,
+            clock=site.pace.now, hurry=site.pace.hurry, page=self._text,
         )  # fmt: skip
 
-    def advanced(self) -> bool:
-        """After each advance of the world: samples the work, tells the clients; whether any client waits."""
+    def advanced(self) -> Patience:
+        """After each advance of the world: samples the work and tells the clients."""
         engine = self.tenant.engine
         steps = engine.counters.step_tokens.count - self.usage.steps
-        if steps and engine.in_step:
-            host, gemm, attention, rest = self.tenant.timer.alone(engine)
-            del host
-            self.usage.kernel_seconds += steps * (gemm + attention + rest)
-            self.usage.dram_seconds += steps * self.tenant.timer.use(engine, gemm, attention, rest)[0]
-            self.usage.context_tokens += steps * engine.step_context_tokens
+        self.usage.context_tokens += steps * engine.step_context_tokens
         self.usage.steps += steps
         self.server.flush()
-        return self.server.busy
+        return self.server.patience
 
     def _text(self, value: float | None) -> str:
         return self._page.text(self.numbers(), value=value)
@@ -313,7 +302,7 @@ class EngineProgram:
             self.serving.server.die()
             counters = self.serving.tenant.engine.counters
             site.ended.succeeded += counters.succeeded
-            site.ended.aborted += counters.aborted
+            site.ended.aborted += counters.aborted + self.serving.reachable.tap.dealt
             self.serving = None
         if self._slot is not None:
             self._slot.memory.release(self.sandbox.uid)

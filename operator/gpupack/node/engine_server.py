@@ -21,6 +21,7 @@ from aiohttp import web
 
 from gpupack.errors import Unavailable
 from gpupack.node.exchange import hang_up
+from gpupack.node.pace import Patience
 from gpupack.twin.arrivals import Request
 from gpupack.twin.engine import Ending, Engine, Sequence
 
@@ -97,8 +98,8 @@ class Live:
 
 
 class EngineServer:
-    """`clock` is the world's time, brought up to now. `page` makes the text of `/metrics` with an optional value that
-    stands for all others."""
+    """`clock` is the world's time, brought up to now; `hurry` is told when somebody waits for tokens. `page` makes the
+    text of `/metrics` with an optional value that stands for all others."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class EngineServer:
         version: str,
         api_key: str | None,
         clock: Callable[[], float],
+        hurry: Callable[[], None],
         page: Callable[[float | None], str],
     ) -> None:
         self.fault = MetricsFault.NONE
@@ -117,6 +119,7 @@ class EngineServer:
         self._version = version
         self._api_key = api_key
         self._clock = clock
+        self._hurry = hurry
         self._page = page
         self._frozen = ""
         self._number = 0
@@ -128,6 +131,14 @@ class EngineServer:
     def busy(self) -> bool:
         """Whether real requests wait for tokens or are still being answered."""
         return bool(self._live or self._open)
+
+    @property
+    def patience(self) -> Patience:
+        """A first token is waited for more eagerly: its time is measured alone, gaps are measured over many."""
+        if not self._live:
+            return Patience.NOTHING
+        waits = any(live.sequence.first_token_at < 0.0 for live in self._live)
+        return Patience.FIRST_TOKEN if waits else Patience.NEXT_TOKEN
 
     def flush(self) -> None:
         """Tells the requests under way what the world has done since the last time."""
@@ -184,7 +195,9 @@ class EngineServer:
             return await self._whole(wish, lives, identity, str(body["model"]))
         except Dead:
             hang_up(request)
-            raise ConnectionResetError from None
+            return web.Response(status=500)  # nobody gets it
+        except ConnectionResetError:
+            return web.Response(status=499)  # the client went away in the middle of its stream
         finally:
             del self._open[identity]
             for live in lives:
@@ -206,6 +219,7 @@ class EngineServer:
             else:
                 lives.append(live)
                 self._live.add(live)
+        self._hurry()
         return lives
 
     async def _stream(
@@ -317,7 +331,7 @@ class EngineServer:
         match self.fault:
             case MetricsFault.UNREACHABLE:
                 hang_up(request)
-                raise ConnectionResetError
+                text = ""
             case MetricsFault.EMPTY:
                 text = "# HELP python_info Python platform information\n# TYPE python_info gauge\npython_info 1.0\n"
             case MetricsFault.NAN:

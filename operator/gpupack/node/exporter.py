@@ -180,7 +180,6 @@ class Exporter:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.fault is ExporterFault.UNREACHABLE:
             hang_up(request)
-            raise ConnectionResetError
         match request.path:
             case "/health":
                 return web.Response(text="KO" if not self._now else "OK")

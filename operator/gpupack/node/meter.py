@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gpupack.node.engine_program import EngineProgram, Site
 from gpupack.node.hardware import Slot
+from gpupack.node.pace import Patience
 from gpupack.twin.counters import Histogram
 from gpupack.twin.world import Reading, activity
 
@@ -84,8 +85,6 @@ class EngineSample:
     aborted: int
     steps: int
     preemptions: int
-    kernel_seconds: float
-    dram_seconds: float
     itl: Observed
     ttft: Observed
 
@@ -108,16 +107,14 @@ class EngineWindow:
     steps_per_second: float
     preemptions: int
     aborted: int
-    kernel_seconds: float
-    dram_seconds: float
     itl: Observed
     ttft: Observed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuWindow:
-    """Ratios of the theoretical peak, watts. `dram_active_attainable` is the most that the present mix of engines could
-    use of the DRAM bandwidth with kernels running all the time; None where no engine ran."""
+    """Ratios of the theoretical peak, watts. `dram_active_attainable` is what `dram_active` would be if kernels of the
+    present mix of engines ran all the time: `dram_active / gpu_held`; None where no kernel ran."""
 
     dram_active: float
     dram_active_attainable: float | None
@@ -133,13 +130,13 @@ class Meter:
         self._site = site
         self._samples: deque[Sample] = deque()
 
-    def advanced(self) -> bool:
+    def advanced(self) -> Patience:
         now = self._site.pace.world.now
         if not self._samples or now - self._samples[-1].at >= SAMPLE_SECONDS:
             self._samples.append(self._sample())
             while now - self._samples[0].at > KEPT_SECONDS:
                 self._samples.popleft()
-        return False
+        return Patience.NOTHING
 
     def over(self, seconds: float) -> tuple[dict[str, EngineWindow], dict[str, GpuWindow]]:
         """Engines by `namespace/pod` and GPUs by UUID over the last so many seconds, or as many as there are.
@@ -153,13 +150,10 @@ class Meter:
             key: _engine_window(before.engines.get(key), sample, passed) for key, sample in after.engines.items()
         }
         gpus = {
-            slot.card.uuid: _gpu_window(before, after, slot, self._on(slot, engines))
+            slot.card.uuid: _gpu_window(before.gpus[slot.card.uuid], after.gpus[slot.card.uuid], slot)
             for slot in self._site.hardware.slots.values()
         }
         return engines, gpus
-
-    def _on(self, slot: Slot, engines: Mapping[str, EngineWindow]) -> list[EngineWindow]:
-        return [engines[key] for key, program in self._site.running.items() if program.slot is slot and key in engines]
 
     def _sample(self) -> Sample:
         site = self._site
@@ -179,7 +173,7 @@ def merged_mean(parts: Iterable[Observed]) -> float | None:
 def _engine_sample(program: EngineProgram) -> EngineSample | None:
     if program.serving is None:
         return None
-    counters, usage = program.serving.tenant.engine.counters, program.serving.usage
+    counters = program.serving.tenant.engine.counters
     return EngineSample(
         born=program.serving.tenant.ready_at,
         prompt_tokens=counters.prompt_tokens,
@@ -188,8 +182,6 @@ def _engine_sample(program: EngineProgram) -> EngineSample | None:
         aborted=counters.aborted,
         steps=counters.step_tokens.count,
         preemptions=counters.preemptions,
-        kernel_seconds=usage.kernel_seconds,
-        dram_seconds=usage.dram_seconds,
         itl=Observed.of(counters.token_gap),
         ttft=Observed.of(counters.first_token),
     )
@@ -200,7 +192,7 @@ def _engine_window(before: EngineSample | None, after: EngineSample, passed: flo
     known = before is not None and before.born == after.born
     zero = before if known and before else EngineSample(
         born=after.born, prompt_tokens=0, generation_tokens=0, succeeded=0, aborted=0, steps=0, preemptions=0,
-        kernel_seconds=0.0, dram_seconds=0.0, itl=_empty(after.itl), ttft=_empty(after.ttft),
+        itl=_empty(after.itl), ttft=_empty(after.ttft),
     )  # fmt: skip
     generated = after.generation_tokens - zero.generation_tokens
     return EngineWindow(
@@ -211,27 +203,24 @@ def _engine_window(before: EngineSample | None, after: EngineSample, passed: flo
         steps_per_second=(after.steps - zero.steps) / seconds,
         preemptions=after.preemptions - zero.preemptions,
         aborted=after.aborted - zero.aborted,
-        kernel_seconds=after.kernel_seconds - zero.kernel_seconds,
-        dram_seconds=after.dram_seconds - zero.dram_seconds,
         itl=after.itl.since(zero.itl),
         ttft=after.ttft.since(zero.ttft),
     )
 
 
-def _gpu_window(before: Sample, after: Sample, slot: Slot, engines: Sequence[EngineWindow]) -> GpuWindow:
-    kernels = sum(each.kernel_seconds for each in engines)
-    attainable = sum(each.dram_seconds for each in engines) / kernels if kernels else None
-    first, last = before.gpus[slot.card.uuid], after.gpus[slot.card.uuid]
-    if last.at <= first.at:
+def _gpu_window(before: Reading, after: Reading, slot: Slot) -> GpuWindow:
+    if after.at <= before.at:
         return GpuWindow(
-            dram_active=0.0, dram_active_attainable=attainable, sm_active=0.0, gpu_held=0.0,
-            power=slot.gpu.spec.idle_watts,
-        )  # fmt: skip
-    did = activity(first, last)
+            dram_active=0.0, dram_active_attainable=None, sm_active=0.0, gpu_held=0.0, power=slot.gpu.spec.idle_watts
+        )
+    did = activity(before, after)
     return GpuWindow(
-        dram_active=did.dram_active, dram_active_attainable=attainable, sm_active=did.sm_active,
-        gpu_held=did.gpu_held, power=did.power_watts,
-    )  # fmt: skip
+        dram_active=did.dram_active,
+        dram_active_attainable=did.dram_active / did.gpu_held if did.gpu_held else None,
+        sm_active=did.sm_active,
+        gpu_held=did.gpu_held,
+        power=did.power_watts,
+    )
 
 
 def _empty(like: Observed) -> Observed:

@@ -9,23 +9,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from enum import IntEnum
 
 from gpupack.node.load import Dealer
 from gpupack.twin.world import World
+from gpupack.units import seconds_from_milliseconds
 
-PERIOD_SECONDS = 0.025
-BUSY_PERIOD_SECONDS = 0.005
+
+class Patience(IntEnum):
+    """How soon somebody wants the world advanced again, in milliseconds."""
+
+    FIRST_TOKEN = 1
+    NEXT_TOKEN = 5
+    NOTHING = 25
 
 
 class Pace:
-    """`run` never returns. `watch` adds somebody who is called after each advance and says if he waits for tokens."""
+    """`run` never returns. `watch` adds somebody who is called after each advance and says how patient he is."""
 
     def __init__(self, world: World, dealer: Dealer, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.world = world
         self.dealer = dealer
         self._clock = clock
         self._zero = clock() - world.now
-        self._watchers: dict[str, Callable[[], bool]] = {}
+        self._watchers: dict[str, Callable[[], Patience]] = {}
+        self._hurry = asyncio.Event()
         self._tick = asyncio.Event()
 
     def now(self) -> float:
@@ -35,23 +43,27 @@ class Pace:
         self.world.advance(now)
         return self.world.now
 
-    def watch(self, name: str, advanced: Callable[[], bool]) -> None:
+    def watch(self, name: str, advanced: Callable[[], Patience]) -> None:
         self._watchers[name] = advanced
 
     def unwatch(self, name: str) -> None:
         self._watchers.pop(name, None)
+
+    def hurry(self) -> None:
+        """Somebody came who waits for tokens: ask all again how patient they are."""
+        self._hurry.set()
 
     async def tick(self) -> None:
         """Until the world has been advanced once more."""
         await self._tick.wait()
 
     async def run(self) -> None:
-        busy = False
         while True:
-            await asyncio.sleep(BUSY_PERIOD_SECONDS if busy else PERIOD_SECONDS)
             self.now()
-            busy = False
-            for advanced in list(self._watchers.values()):
-                busy = advanced() or busy
+            patience = min((advanced() for advanced in list(self._watchers.values())), default=Patience.NOTHING)
             self._tick.set()
             self._tick = asyncio.Event()
+            self._hurry.clear()
+            timer = asyncio.get_running_loop().call_later(seconds_from_milliseconds(patience), self._hurry.set)
+            await self._hurry.wait()
+            timer.cancel()

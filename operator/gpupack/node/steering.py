@@ -229,7 +229,6 @@ def _gpu(
     engines: Mapping[str, EngineWindow],
 ) -> dict[str, Any]:  # fmt: skip
     here = [key for key, program in running.items() if program.slot is slot]
-    attainable = window.dram_active_attainable
     return {
         "uuid": slot.card.uuid,
         "node": slot.card.node,
@@ -239,8 +238,7 @@ def _gpu(
         "memory_bytes": slot.memory.total,
         "fb_used_bytes": slot.memory.used,
         "dram_active": window.dram_active,
-        "dram_active_attainable": attainable,
-        "saturation": window.dram_active / attainable if attainable else None,
+        "dram_active_attainable": window.dram_active_attainable,
         "sm_active": window.sm_active,
         "gpu_held": window.gpu_held,
         "power_watts": window.power,
@@ -275,6 +273,8 @@ def _now(serving: Serving) -> dict[str, Any]:
         "waiting": engine.waiting,
         "kv_usage": engine.kv_usage,
         "kv_peak_usage": engine.kv_peak_usage,
+        "succeeded_total": engine.counters.succeeded,
+        "aborted_total": engine.counters.aborted,
         "metrics_fault": serving.server.fault.value,
     }
 
