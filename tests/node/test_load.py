@@ -18,9 +18,9 @@ class Rack:
 
     def __init__(self, count: int, longest: int = 4096) -> None:
         self.taken: list[list[tuple[float, Request]]] = [[] for _ in range(count)]
-        self.taps = [Tap() for _ in range(count)]
+        self.taps = [Tap(longest) for _ in range(count)]
         self.engines = [
-            Reachable(tap, lambda taken=taken: len(taken), longest)  # type: ignore[misc]
+            Reachable(tap, lambda taken=taken: len(taken))  # type: ignore[misc]
             for tap, taken in zip(self.taps, self.taken, strict=True)
         ]
 
@@ -101,6 +101,10 @@ def test_no_request_is_longer_than_its_engine_takes() -> None:
     dealer.set(Load(target="ns/s", lengths=LENGTHS, rates=((0.0, 100.0),)), now=0.0)
     dealer.deal(3.0)
     rack.take(3.0)
+    dealer.set(Load(target="ns/s", lengths=LENGTHS, concurrency=300), now=3.0)
+    dealer.deal(4.0)
+    rack.take(4.0)
+    assert len(rack.taken[0]) >= 300
     assert all(request.input_tokens + request.output_tokens <= 64 for _, request in rack.taken[0])
     assert all(request.output_tokens >= 1 for _, request in rack.taken[0])
 

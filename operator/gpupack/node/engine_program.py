@@ -94,7 +94,7 @@ class Serving:
         self.cache = cache
         self.tenant = tenant
         self.usage = Usage()
-        self.reachable = Reachable(tap, lambda: tenant.engine.in_flight, cache.max_model_len)
+        self.reachable = Reachable(tap, lambda: tenant.engine.in_flight)
         self._llm = llm
         self._dtype = dtype
         self._page = EnginePage(flags.served_names[0], _cache_info(flags, cache), time.time())
@@ -219,7 +219,7 @@ class EngineProgram:
         self._take(activation + cache.bytes)
         await self._pause(_GRAPHS * seconds)
         self._take(graphs)
-        tap = Tap()
+        tap = Tap(cache.max_model_len)
         site.pace.now()
         tenant = site.pace.world.start_engine(
             self.sandbox.uid,

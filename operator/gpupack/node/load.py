@@ -48,9 +48,10 @@ class Load:
 
 
 class Tap:
-    """Where one engine's share of the load comes out: a `Source` of the twin."""
+    """Where one engine's share of the load comes out, cut to its `max_model_len`: a `Source` of the twin."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_model_len: int) -> None:
+        self._longest = max_model_len
         self._due: deque[tuple[float, Request]] = deque()
         self._clients = 0
         self._since = math.inf
@@ -63,7 +64,7 @@ class Tap:
 
     def put(self, at: float, request: Request) -> None:
         """`at` is not before any other that was put."""
-        self._due.append((at, request))
+        self._due.append((at, _cut(request, self._longest)))
 
     def serve_clients(self, count: int, requests: Iterator[Request], since: float) -> None:
         """So many closed-loop clients from `since` on; those above it leave as their requests finish."""
@@ -83,16 +84,15 @@ class Tap:
         if self._clients and (now >= self._since or math.isinf(self._since)):
             self._since = math.inf  # known arrivals are over; from now on one comes whenever one finishes
             missing = self._clients - in_flight - len(taken)
-            taken += [(now, next(self._requests)) for _ in range(missing)]
+            taken += [(now, _cut(next(self._requests), self._longest)) for _ in range(missing)]
         return taken
 
 
 class Reachable:
-    """One engine to the dealer: where its share goes, how many requests it has, and the longest that it takes."""
+    """One engine to the dealer: where its share goes and how many requests it has."""
 
-    def __init__(self, tap: Tap, in_flight: Callable[[], int], max_model_len: int) -> None:
+    def __init__(self, tap: Tap, in_flight: Callable[[], int]) -> None:
         self.tap = tap
-        self.max_model_len = max_model_len
         self._in_flight = in_flight
 
     @property
@@ -163,7 +163,7 @@ class Dealer:
         else:
             engine = min(engines, key=lambda each: each.load)
         stream.dealt += 1
-        engine.tap.put(at, _cut(request, engine.max_model_len))
+        engine.tap.put(at, request)
 
     @staticmethod
     def _deal_clients(stream: _Stream, engines: Sequence[Reachable], until: float) -> None:
