@@ -139,8 +139,9 @@ def _peak_bytes(question: Question, limit: int, run: GpuPrediction, requests: in
 def _swept(question: Question, slo: Slo) -> Row:
     """One engine with all of vLLM's KV cache, at the batch limit and token budget of the highest load within the SLO.
 
-    Two budgets are swept: that of the question and vLLM's own.
+    Two budgets are swept, that of the question and vLLM's own, always with chunked prefill, which serves it best.
     """
+    question = replace(question, chunked_prefill=True)
     found: list[Row] = []
     plateau = 0.0
     for budget in sorted({question.max_num_batched_tokens, _defaults(question).max_num_batched_tokens}):
