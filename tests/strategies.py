@@ -72,7 +72,7 @@ def serving(
     cpu_cores: int = 2,
     age: float = 1000.0,
 ) -> Serving:
-    """A serving of `model`; `itl` and `ttft` in seconds, `replicas` sets a manual count, `batch` a fixed batch limit."""
+    """A serving of `model`; `itl`, `ttft` in seconds, `replicas` sets a manual count, `batch` a fixed batch limit."""
     slo = None
     if itl is not None or ttft is not None:
         slo = Slo(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from gpupack.decide.prospect import Mix, Prospects, mix_of
+from gpupack.decide.prospect import Kin, Mix, Prospects
+from gpupack.facts.estimate import Estimate
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan, Withdrawn
 from gpupack.facts.serving import ServingKey, Shape, Sharing
-from gpupack.units import Bytes
+from gpupack.units import Bytes, Ratio
 
 Member = Placement | ReplicaSeen
 Content = tuple[ServingKey, str, int, str, Shape, Sharing]
@@ -29,7 +30,8 @@ class Board:
     """The plan of this tick while it is made, on the GPUs as they are.
 
     `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick. `rates` are
-    the arrivals of each serving a second; a serving without one is predicted at full batches.
+    the arrivals of each serving a second; a serving without one is predicted at full batches. `saturations` are kept
+    by `pack` for as long as nothing on the GPU changes.
     """
 
     def __init__(self, facts: Facts, plan: Plan, prospects: Prospects) -> None:
@@ -49,7 +51,9 @@ class Board:
             self.on[placement.gpu_uuid].append(placement)
             self.of[placement.serving].append(placement)
         self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
+        self.saturations: dict[str, tuple[Estimate, Ratio]] = {}
         self._mixes: dict[str, Mix] = {}
+        self._namespaces: dict[str, frozenset[str]] = {}
         self._held: dict[str, Bytes] = {}
         self._cores: dict[str, float] | None = None
         self._leftovers: dict[str, tuple[ReplicaSeen, ...]] = {}
@@ -57,7 +61,15 @@ class Board:
     @property
     def placements(self) -> tuple[Placement, ...]:
         every = (placement for placements in self.on.values() for placement in placements)
-        return tuple(sorted(every, key=lambda each: (each.serving, each.gpu_uuid, each.slot, each.content_hash)))
+        return tuple(
+            sorted(
+                every,
+                key=lambda each: (
+                    each.serving.namespace, each.serving.name, each.gpu_uuid, each.slot, each.template_hash,
+                    self.kin(each).order,
+                ),
+            )
+        )  # fmt: skip
 
     def pod(self, placement: Placement) -> ReplicaSeen | None:
         return self._pods.get(content_of(placement))
@@ -97,7 +109,19 @@ class Board:
     def mix(self, uuid: str) -> Mix:
         found = self._mixes.get(uuid)
         if found is None:
-            found = self._mixes[uuid] = mix_of(self.on[uuid])
+            found = self._mixes[uuid] = self.prospects.mix(self.on[uuid])
+        return found
+
+    def kin(self, each: Member) -> Kin:
+        return self.prospects.kin(each.serving, each.shape)
+
+    def namespaces(self, uuid: str) -> frozenset[str]:
+        """Whose claim the GPU carries, or will: a device is shared by claims of one namespace only."""
+        found = self._namespaces.get(uuid)
+        if found is None:
+            members = {each.serving.namespace for each in self.members(uuid)}
+            claims = {claim.namespace for claim in self.facts.claims_on.get(uuid, ())}
+            found = self._namespaces[uuid] = frozenset(members | claims)
         return found
 
     def kind(self, uuid: str) -> GpuKind:
@@ -118,7 +142,7 @@ class Board:
         """Bytes of one replica. Of a serving that nobody knows any more: what vLLM was told it may take."""
         kind = self.kind(uuid)
         if each.serving in self.facts.servings:
-            return self.prospects.memory_of(kind, (each.serving, each.shape))
+            return self.prospects.memory_of(kind, self.kin(each))
         hundredths = each.utilization_hundredths if isinstance(each, ReplicaSeen) else None
         chosen = self.shapes.get((each.serving, kind.name))
         if hundredths is None and chosen is not None:
@@ -151,7 +175,7 @@ class Board:
     def _changed(self, uuid: str) -> None:
         self.touched.add(uuid)
         self._cores = None
-        for kept in (self._mixes, self._held, self._leftovers):
+        for kept in (self._mixes, self._held, self._leftovers, self._namespaces, self.saturations):
             kept.pop(uuid, None)
 
     def free_slot(self, serving: ServingKey, uuid: str) -> int:

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from gpupack.decide.board import Board
-from gpupack.decide.prospect import mix_of
 from gpupack.facts.placement import Placement
 from gpupack.facts.serving import Serving, ServingKey
 
@@ -35,9 +34,9 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
             if gpu is None:
                 continue
             others = [each for each in board.on[uuid] if each.serving != serving.key]
-            mix = mix_of([*others, *own])
+            mix = board.prospects.mix([*others, *own])
             if not board.prospects.knows(mix):
-                mix = mix_of(own)
+                mix = board.prospects.mix(own)
             total += board.prospects.finish_rate(gpu.gpu.kind, mix, serving.key)
         return total
 
@@ -62,7 +61,8 @@ def _lone_curve(board: Board, serving: Serving) -> Callable[[int], float]:
     if not shapes:
         return _nothing
     best = max(shapes, key=lambda each: each.replicas_per_gpu)
-    kind, kin, each = kinds[best.gpu_kind], (serving.key, best.shape), max(1, best.replicas_per_gpu)
+    kind, each = kinds[best.gpu_kind], max(1, best.replicas_per_gpu)
+    kin = board.prospects.kin(serving.key, best.shape)
 
     def finished(replicas: int) -> float:
         return board.prospects.finish_rate(kind, ((kin, replicas),), serving.key) if replicas else 0.0

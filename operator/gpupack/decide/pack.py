@@ -28,6 +28,8 @@ FULL_BATCH = 0.9
 """An engine that runs at least this share of its largest batch is called full."""
 CONTRADICTED = 2.0
 """A reading of full engines that is off by more than this factor is on another scale or broken."""
+LOOKED_AT, CLOSED_LOOKED_AT = 16, 4
+"""So many GPUs of each sort are checked in full for one more replica, the emptiest first."""
 MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
 ORDER = {reason: index for index, reason in enumerate(Reason)}
 
@@ -61,12 +63,12 @@ class Candidate:
 
     @property
     def kin(self) -> Kin:
-        return self.serving.key, self.chosen.shape
+        return self.board.prospects.kin(self.serving.key, self.chosen.shape)
 
     @property
     def before(self) -> Mix:
         mix, old = self.board.mix(self.uuid), self.instead_of
-        return mix if old is None else with_one(mix, (old.serving, old.shape), -1)
+        return mix if old is None else with_one(mix, self.board.kin(old), -1)
 
     @property
     def present(self) -> tuple[Member, ...]:
@@ -118,10 +120,7 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
     for name in candidate.gpu.foreign:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, name)
     present = candidate.present
-    elsewhere = {each.serving.namespace for each in present} | {
-        claim.namespace for claim in board.facts.claims_on.get(uuid, ())
-    }
-    for namespace in sorted(elsewhere - {key.namespace}):
+    for namespace in sorted(board.namespaces(uuid) - {key.namespace}):
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"namespace {namespace}, which holds the claim of this GPU")
     if candidate.sharing is Sharing.EXCLUSIVE and present:
         yield _held(uuid, len(present), 0.0, Unit.REPLICAS, f"{present[0].serving}; {key} runs alone")
@@ -213,17 +212,17 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
     after = board.prospects.loaded(kind, candidate.after, rates)
     before: dict[Kin, GroupPrediction] | None = None
     for (kin, _), group in zip(candidate.after, after.groups, strict=True):
-        slo = promise_of(board, kin[0], kind)
+        slo = promise_of(board, kin.serving, kind)
         if slo is None:
             continue
         limit = Estimate.exact(0.0, Source.ASSUMED if slo.assumed else Source.MEASURED)
         itl = itl_of(group, slo)
         if slo.itl is not None and itl > slo.itl:
             yield _verdict(
-                str(kin[0]), Reason.LATENCY_SLO, _predicted(itl, after), _at(limit, slo.itl), Unit.SECONDS,
+                str(kin.serving), Reason.LATENCY_SLO, _predicted(itl, after), _at(limit, slo.itl), Unit.SECONDS,
                 detail="inter-token latency",
             )  # fmt: skip
-        if slo.ttft is None or rates[kin[0]] is None:
+        if slo.ttft is None or rates[kin.serving] is None:
             continue
         if before is None:
             old = board.prospects.loaded(kind, candidate.before, rates_on(board, candidate.before, None))
@@ -235,10 +234,10 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
         if ttft is None:
             load = _predicted(1.0 if group.utilization is None else group.utilization, after)
             detail = "requests would come faster than they can be served"
-            yield _verdict(str(kin[0]), Reason.LATENCY_SLO, load, _given(1.0), Unit.RATIO, detail=detail)
+            yield _verdict(str(kin.serving), Reason.LATENCY_SLO, load, _given(1.0), Unit.RATIO, detail=detail)
         elif ttft > slo.ttft and (earlier is None or ttft > earlier):
             yield _verdict(
-                str(kin[0]), Reason.LATENCY_SLO, _predicted(ttft, after), _at(limit, slo.ttft), Unit.SECONDS,
+                str(kin.serving), Reason.LATENCY_SLO, _predicted(ttft, after), _at(limit, slo.ttft), Unit.SECONDS,
                 detail="time to first token",
             )  # fmt: skip
 
@@ -255,6 +254,13 @@ def saturation_of(board: Board, uuid: str) -> tuple[Estimate, Ratio]:
     Measured where the engines really are full and the counter is not contradicted by what they do; else predicted,
     and without a counter to be trusted only up to the lower ceiling.
     """
+    found = board.saturations.get(uuid)
+    if found is None:
+        found = board.saturations[uuid] = _saturation_of(board, uuid)
+    return found
+
+
+def _saturation_of(board: Board, uuid: str) -> tuple[Estimate, Ratio]:
     policy, gpu = board.facts.policy, board.facts.gpus[uuid]
     full = board.prospects.full(gpu.gpu.kind, board.mix(uuid))
     predicted = _predicted(full.saturation, full)
@@ -277,7 +283,7 @@ def _is_full(board: Board, uuid: str, full: GpuPrediction) -> bool:
         if engine is None or not engine.windows:
             return False
         running = engine.windows[0].running_mean
-        if isinstance(running, Missing) or running < FULL_BATCH * largest[(placement.serving, placement.shape)]:
+        if isinstance(running, Missing) or running < FULL_BATCH * largest[board.kin(placement)]:
             return False
     return True
 
@@ -309,7 +315,7 @@ def promise_of(board: Board, key: ServingKey, kind: GpuKind) -> Slo | None:
 def rates_on(board: Board, mix: Mix, added: ServingKey | None) -> Mapping[ServingKey, float | None]:
     """Requests a second of one engine of each serving, arrivals dealt evenly; None where no rate is known."""
     rates: dict[ServingKey, float | None] = {}
-    for (key, _), _ in mix:
+    for key in {kin.serving for kin, _ in mix}:
         rate = board.rates.get(key)
         count = len(board.of[key]) + (1 if key == added else 0)
         rates[key] = None if rate is None else rounded(rate / max(1, count))
@@ -348,16 +354,8 @@ def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> 
 
     The reason for stopping is that of the GPU that came closest, among the GPUs tried last.
     """
-    used = [uuid for uuid in board.facts.gpus if board.is_used(uuid)]
-    unused = [uuid for uuid in board.facts.gpus if not board.is_used(uuid)]
-    most = board.facts.policy.max_gpus
-    if most is not None:
-        unused = unused if len(used) < most else []
-    unused.sort(key=lambda uuid: _is_unreachable(board, serving, uuid))
     planned = len(board.of[serving.key])
-    if demand.wanted <= planned:
-        own = {placement.gpu_uuid for placement in board.of[serving.key]}
-        used, unused = [uuid for uuid in used if uuid in own], unused[:1]
+    used, unused = _to_look_at(board, serving, sharing, more=demand.wanted > planned)
     tried: list[Tried] = []
     groups: list[list[Tried]] = []
     for group in (used, unused):
@@ -389,6 +387,52 @@ def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> 
     return Survey(uuid=None, waiting=False, stop=_reason(board, serving, tried, demand), verdicts=_listed(tried))
 
 
+def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool) -> tuple[list[str], list[str]]:
+    """The GPUs worth a full check: those in use and those not.
+
+    In use: the serving's own, and if it wants more the emptiest of those that are not closed to it, and a few that are
+    closed, for the reason. Of the others those that keep its promise first.
+    """
+    used = [uuid for uuid in board.facts.gpus if board.is_used(uuid)]
+    unused = [uuid for uuid in board.facts.gpus if not board.is_used(uuid)]
+    most = board.facts.policy.max_gpus
+    if most is not None and len(used) >= most:
+        unused = []
+    unused.sort(key=lambda uuid: _is_unreachable(board, serving, uuid))
+    own = {placement.gpu_uuid for placement in board.of[serving.key]}
+    if not more:
+        return [uuid for uuid in used if uuid in own], unused[:1]
+    found = []
+    for group in (used, unused):
+        closed = {uuid for uuid in group if _is_closed(board, serving, sharing, uuid)}
+        free = [uuid for uuid in group if uuid not in closed]
+        if group is used:
+            free.sort(key=lambda uuid: (_load(board, uuid), uuid))
+        chosen = {*free[:LOOKED_AT], *sorted(closed)[:CLOSED_LOOKED_AT], *(own if group is used else ())}
+        found.append([uuid for uuid in group if uuid in chosen])
+    return found[0], found[1]
+
+
+def _is_closed(board: Board, serving: Serving, sharing: Sharing, uuid: str) -> bool:
+    """Whether something simple is known to speak against this GPU; no answer to be told, only a way to look less."""
+    gpu, chosen = board.facts.gpus[uuid], board.chosen(serving.key, uuid)
+    if chosen is None or not gpu.node_ready or gpu.foreign:
+        return True
+    if board.namespaces(uuid) - {serving.key.namespace}:
+        return True
+    if board.is_used(uuid) and (sharing is Sharing.EXCLUSIVE or isinstance(gpu.fb_used, Missing)):
+        return True
+    needed = board.prospects.memory_of(gpu.gpu.kind, board.prospects.kin(serving.key, chosen.shape))
+    if board.memory_held(uuid) + needed + board.facts.policy.gpu_reserve > gpu.gpu.kind.memory_bytes:
+        return True
+    if serving.scaling.mode is ScalingMode.MANUAL or not board.mix(uuid):
+        return False
+    if not board.prospects.knows(board.mix(uuid)):
+        return True
+    saturation, ceiling = saturation_of(board, uuid)
+    return saturation.value >= ceiling
+
+
 def blocking(against: Iterable[Verdict], *, goes_past: bool) -> tuple[Verdict, ...]:
     """The objections that count: a manual count goes past some of them."""
     return tuple(each for each in against if not (goes_past and each.reason in MANUAL_GOES_PAST))
@@ -411,7 +455,9 @@ def _is_unreachable(board: Board, serving: Serving, uuid: str) -> bool:
 def _load(board: Board, uuid: str) -> float:
     """How far the GPU is filled, for spreading: predicted saturation at full batches."""
     mix = board.mix(uuid)
-    return round(board.prospects.full(board.kind(uuid), mix).saturation, 3) if mix else 0.0
+    if not mix or not board.prospects.knows(mix):
+        return 0.0
+    return round(board.prospects.full(board.kind(uuid), mix).saturation, 3)
 
 
 def _listed(tried: list[Tried]) -> tuple[Verdict, ...]:
@@ -428,7 +474,7 @@ def went_past(board: Board, serving: Serving) -> tuple[Reason, ...]:
         if gpu is None or chosen is None:
             continue
         kind, after = gpu.gpu.kind, board.mix(uuid)
-        own = [kin for kin, _ in after if kin[0] == serving.key]
+        own = [kin for kin, _ in after if kin.serving == serving.key]
         before = with_one(after, own[-1], -1)
         if not before or not board.prospects.knows(after):
             continue
@@ -440,7 +486,7 @@ def went_past(board: Board, serving: Serving) -> tuple[Reason, ...]:
             found.add(Reason.MARGINAL_GAIN)
         now = board.prospects.full(kind, after)
         for (kin, _), group in zip(after, now.groups, strict=True):
-            slo = promise_of(board, kin[0], kind)
+            slo = promise_of(board, kin.serving, kind)
             if slo is not None and slo.itl is not None and itl_of(group, slo) > slo.itl:
                 found.add(Reason.LATENCY_SLO)
     return tuple(sorted(found, key=lambda each: ORDER[each]))
@@ -452,10 +498,10 @@ def effect(board: Board, placement: Placement) -> PredictedEffect | None:
     after = board.mix(placement.gpu_uuid)
     if gpu is None or not board.prospects.knows(after):
         return None
-    kind, kin = gpu.gpu.kind, (placement.serving, placement.shape)
+    kind, kin = gpu.gpu.kind, board.kin(placement)
     before = with_one(after, kin, -1)
     full = board.prospects.full(kind, after)
-    own = next(group for (each, _), group in zip(after, full.groups, strict=True) if each == kin)
+    own = next(group for (each, _), group in zip(after, full.groups, strict=True) if each is kin)
     slo = promise_of(board, placement.serving, kind)
     return PredictedEffect(
         tokens_per_second_before=board.prospects.full(kind, before).total_tokens_per_second if before else 0.0,

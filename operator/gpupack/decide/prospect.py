@@ -7,7 +7,8 @@ steps of five per cent, so that a prediction moves only when its inputs really d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -25,29 +26,33 @@ STEP = math.log(1.05)
 LENGTHS_FROM = 50
 """So many finished requests must stand behind live lengths."""
 
-Kin = tuple[ServingKey, Shape]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kin:
+    """Engines that are alike: one serving, one shape. A tick has one object of each, so that identity is equality."""
+
+    serving: ServingKey
+    shape: Shape
+    order: tuple[str, str, int, int, int]
+
+
 Mix = tuple[tuple[Kin, int], ...]
-"""Engines on one GPU: how many of each serving and shape, in order."""
-
-
-def mix_of(placements: list[Placement]) -> Mix:
-    counts: dict[Kin, int] = {}
-    for placement in placements:
-        kin = (placement.serving, placement.shape)
-        counts[kin] = counts.get(kin, 0) + 1
-    return tuple(sorted(counts.items(), key=_order))
+"""Engines on one GPU: how many of each kin, in order."""
 
 
 def with_one(mix: Mix, kin: Kin, change: int = 1) -> Mix:
     """The mix with one engine more (or less) of that kin."""
     counts = dict(mix)
     counts[kin] = counts.get(kin, 0) + change
-    return tuple(sorted(((each, count) for each, count in counts.items() if count > 0), key=_order))
+    return _in_order(counts)
 
 
-def _order(entry: tuple[Kin, int]) -> tuple[ServingKey, int, int, int]:
-    (serving, shape), _ = entry
-    return serving, shape.max_num_seqs, shape.kv_cache_memory_bytes, shape.max_num_batched_tokens
+def _in_order(counts: Mapping[Kin, int]) -> Mix:
+    return tuple(sorted(((kin, count) for kin, count in counts.items() if count > 0), key=_order))
+
+
+def _order(entry: tuple[Kin, int]) -> tuple[str, str, int, int, int]:
+    return entry[0].order
 
 
 def rounded(value: float) -> float:
@@ -55,26 +60,47 @@ def rounded(value: float) -> float:
     return math.exp(round(math.log(value) / STEP) * STEP) if value > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
 class Prospects:
-    """The model's answers for one tick. `lengths` are the ones to predict with, by serving."""
+    """The model's answers for one tick, each asked once. `lengths` are the ones to predict with, by serving."""
 
-    servings: Mapping[ServingKey, Serving]
-    reserve: Bytes
-    lengths: Mapping[ServingKey, Lengths]
+    def __init__(self, facts: Facts) -> None:
+        self.servings = facts.servings
+        self.lengths = {
+            key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()
+        }
+        self._reserve = facts.policy.gpu_reserve
+        self._kin: dict[tuple[ServingKey, Shape], Kin] = {}
+        self._known: dict[Mix, bool] = {}
+        self._full: dict[tuple[str, Mix], GpuPrediction] = {}
+        self._memory: dict[tuple[str, Kin], Bytes] = {}
+        self._lone: dict[tuple[str, Kin], EngineGroup] = {}
 
-    @staticmethod
-    def of(facts: Facts) -> Prospects:
-        lengths = {key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()}
-        return Prospects(servings=facts.servings, reserve=facts.policy.gpu_reserve, lengths=lengths)
+    def kin(self, serving: ServingKey, shape: Shape) -> Kin:
+        found = self._kin.get((serving, shape))
+        if found is None:
+            order = (
+                serving.namespace, serving.name, shape.max_num_seqs, shape.kv_cache_memory_bytes,
+                shape.max_num_batched_tokens,
+            )  # fmt: skip
+            found = self._kin[serving, shape] = Kin(serving, shape, order)
+        return found
+
+    def mix(self, placements: Iterable[Placement]) -> Mix:
+        return _in_order(Counter(self.kin(each.serving, each.shape) for each in placements))
 
     def knows(self, mix: Mix) -> bool:
         """Whether every engine's serving is still there to be predicted."""
-        return all(serving in self.servings for (serving, _), _ in mix)
+        found = self._known.get(mix)
+        if found is None:
+            found = self._known[mix] = all(kin.serving in self.servings for kin, _ in mix)
+        return found
 
     def full(self, kind: GpuKind, mix: Mix) -> GpuPrediction:
         """The GPU with every engine kept full."""
-        return self._predict(kind, mix, None)
+        found = self._full.get((kind.name, mix))
+        if found is None:
+            found = self._full[kind.name, mix] = self._predict(kind, mix, {})
+        return found
 
     def loaded(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
         """The GPU with so many requests a second for each engine of a serving; None keeps its engines full."""
@@ -82,12 +108,10 @@ class Prospects:
 
     def finish_rate(self, kind: GpuKind, mix: Mix, serving: ServingKey) -> float:
         """Requests a second that this serving's engines of the mix finish when everything is kept full."""
-        prediction = self.full(kind, mix)
-        tokens = sum(
-            group.output_tokens_per_second
-            for ((owner, _), _), group in zip(mix, prediction.groups, strict=True)
-            if owner == serving
-        )
+        tokens = 0.0
+        for (kin, _), group in zip(mix, self.full(kind, mix).groups, strict=True):
+            if kin.serving == serving:
+                tokens += group.output_tokens_per_second
         return tokens / self.lengths[serving].output_mean
 
     def worth(self, kind: GpuKind, mix: Mix) -> float:
@@ -104,29 +128,34 @@ class Prospects:
         return total
 
     def memory_of(self, kind: GpuKind, kin: Kin) -> Bytes:
-        serving = self.servings[kin[0]]
-        return memory.replica_memory(serving.llm, serving.dtype, kin[1], kind).total
+        found = self._memory.get((kind.name, kin))
+        if found is None:
+            serving = self.servings[kin.serving]
+            found = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind).total
+            self._memory[kind.name, kin] = found
+        return found
 
-    def _predict(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None] | None) -> GpuPrediction:
-        groups = tuple(self._group(kind, kin, count, rates) for kin, count in mix)
+    def _predict(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
+        groups = tuple(self._group(kind, kin, count, rates.get(kin.serving)) for kin, count in mix)
         engines = sum(count for _, count in mix)
-        return sharing.predict(kind, groups, Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS, self.reserve)
+        return sharing.predict(kind, groups, Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS, self._reserve)
 
-    def _group(
-        self, kind: GpuKind, kin: Kin, count: int, rates: Mapping[ServingKey, float | None] | None
-    ) -> EngineGroup:
-        key, shape = kin
-        serving = self.servings[key]
-        each = None if rates is None else rates.get(key)
-        return EngineGroup(
-            llm=serving.llm,
-            dtype=serving.dtype,
-            shape=shape,
-            lengths=self.lengths[key],
-            replicas=count,
-            request_rate=None if each is None else PerSecond(max(each, 1e-6) * count),
-            coefficients=coefficients_of(serving, kind),
-        )
+    def _group(self, kind: GpuKind, kin: Kin, count: int, rate: float | None) -> EngineGroup:
+        lone = self._lone.get((kind.name, kin))
+        if lone is None:
+            serving = self.servings[kin.serving]
+            lone = self._lone[kind.name, kin] = EngineGroup(
+                llm=serving.llm,
+                dtype=serving.dtype,
+                shape=kin.shape,
+                lengths=self.lengths[kin.serving],
+                replicas=1,
+                request_rate=None,
+                coefficients=coefficients_of(serving, kind),
+            )
+        if count == 1 and rate is None:
+            return lone
+        return replace(lone, replicas=count, request_rate=None if rate is None else PerSecond(max(rate, 1e-6) * count))
 
 
 def coefficients_of(serving: Serving, kind: GpuKind) -> Coefficients:

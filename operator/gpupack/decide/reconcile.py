@@ -48,7 +48,7 @@ def reconcile(observation: Observation) -> Outcome:
     facts = interpret(observation)
     if facts.stale or facts.pool_problem is not None:
         return _held(facts)
-    prospects = Prospects.of(facts)
+    prospects = Prospects(facts)
     before = adopt(facts) if facts.plan is None else facts.plan
     shapes = choose(facts, prospects, before.shapes)
     board = Board(facts, replace(before, shapes=shapes), prospects)

@@ -27,7 +27,7 @@ ASKED_AT_ONCE = 8
 
 
 def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> tuple[ChosenShape, ...]:
-    """The shapes of all servings on all kinds of GPU in the pool; those not asked yet are missing until a later tick."""
+    """The shapes of all servings on all kinds of GPU in the pool; one that must wait is missing until a later tick."""
     kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in facts.gpus.values()}
     known = {(each.serving, each.gpu_kind): each for each in kept}
     found = {
@@ -113,8 +113,8 @@ def _reconsidered(
     advice = _advice(serving, sharing, kind, facts, lengths)
     if advice.shape == old.shape or not advice.fits:
         return settled
-    now = _goodput(((serving.key, old.shape), old.replicas_per_gpu), old, kind, prospects)
-    then = _goodput(((serving.key, advice.shape), advice.replicas_per_gpu), old, kind, prospects)
+    now = _goodput(prospects.kin(serving.key, old.shape), old.replicas_per_gpu, old, kind, prospects)
+    then = _goodput(prospects.kin(serving.key, advice.shape), advice.replicas_per_gpu, old, kind, prospects)
     if then <= now * (1 + policy.shape_gain):
         return settled
     since = facts.at if old.better_since is None else old.better_since
@@ -123,9 +123,9 @@ def _reconsidered(
     return _asked(serving, sharing, kind, facts, lengths, old.inputs)
 
 
-def _goodput(engines: tuple[Kin, int], old: ChosenShape, kind: GpuKind, prospects: Prospects) -> float:
+def _goodput(kin: Kin, count: int, old: ChosenShape, kind: GpuKind, prospects: Prospects) -> float:
     """Tokens a second of a GPU full of these engines; nothing if they break the promise."""
-    full = prospects.full(kind, (engines,))
+    full = prospects.full(kind, ((kin, count),))
     slo = old.slo
     if slo is not None and slo.itl is not None and itl_of(full.groups[0], slo) > slo.itl:
         return 0.0
