@@ -30,7 +30,7 @@ def mape(errors: list[float]) -> float:
     ("file", "throughput", "itl", "worst_throughput", "worst_itl"),
     [
         ("batch_sweep.csv", 0.021, 0.022, 0.10, 0.10),
-        ("constant_lengths.csv", 0.025, 0.031, 0.08, 0.16),
+        ("constant_lengths.csv", 0.024, 0.025, 0.08, 0.10),
         ("replication.csv", 0.030, 0.030, 0.09, 0.085),
     ],
 )
@@ -84,14 +84,14 @@ def test_four_engines_by_time_slicing_bring_less_than_two_and_by_mps_more() -> N
 
 
 def test_runs_that_preempted_are_said_to_be_short_of_kv_cache() -> None:
-    for file in ("batch_sweep.csv", "replication.csv"):
+    for file in ("batch_sweep.csv", "constant_lengths.csv", "replication.csv"):
         for run in read(file):
             predicted = predict_run(GPU, (run.group,), run.sharing, REQUESTS).groups[0]
-            if run.preemptions > 100:
-                assert predicted.kv_starved, run.name
+            assert predicted.kv_starved or run.preemptions == 0, run.name
 
 
-def test_the_peak_of_kv_use_is_foreseen_within_eight_points_where_lengths_vary() -> None:
-    for run in read("batch_sweep.csv"):
+@pytest.mark.parametrize(("file", "points"), [("batch_sweep.csv", 0.08), ("constant_lengths.csv", 0.04)])
+def test_the_peak_of_kv_use_is_foreseen(file: str, points: float) -> None:
+    for run in read(file):
         predicted = predict_run(GPU, (run.group,), run.sharing, REQUESTS).groups[0]
-        assert predicted.kv_peak_fraction == pytest.approx(run.kv_peak, abs=0.08), run.name
+        assert predicted.kv_peak_fraction == pytest.approx(run.kv_peak, abs=points), run.name

@@ -17,6 +17,9 @@ from gpupack.perf.memory import length_biased_context
 from gpupack.perf.prediction import EngineGroup
 from gpupack.perf.roofline import Engine, Step, engine
 
+# Below this coefficient of variation output lengths are taken to be all alike.
+ALIKE = 0.1
+
 # Share of the KV cache that the scheduler fills before it preempts or waits.
 _KV_FILL = 0.99
 
@@ -76,16 +79,24 @@ class Batch(NamedTuple):
         """A decode step of `running` sequences and its share of prefill, alone on the GPU."""
         plain = self.engine.decode(running, self.context)
         prompts = running / self.output_mean
+        share = self._prefill_share(prompts, running)
         if not self.chunked:
-            share = 1 - math.exp(-prompts)
             step = self.engine.prefill(prompts / share, self.input_mean, running)
             return Cycle(plain.plus(step, share), plain, step.host, step.gpu, share)
-        room = max(1.0, self.budget - running)
-        chunk = min(room, self.input_mean * max(1.0, prompts))
-        share = min(1.0, prompts * self.input_mean / chunk)
         mixed = self.engine.mixed(running, self.context, prompts * self.input_mean / share, self.input_mean)
         extra = Step(mixed.host - plain.host, mixed.gpu - plain.gpu, mixed.bytes - plain.bytes)
         return Cycle(plain.plus(extra, share), plain, extra.host, extra.gpu, share)
+
+    def _prefill_share(self, prompts: float, running: float) -> float:
+        """Prefill steps a decode step, where `prompts` requests begin a decode step on average.
+
+        Requests that end independently make the beginnings of a step Poisson; requests all alike end one by one, as
+        they began. Chunked prefill takes more steps where the token budget leaves less room.
+        """
+        some = min(1.0, prompts) if self.chunked and self.output_cv < ALIKE else -math.expm1(-prompts)
+        if not self.chunked:
+            return some
+        return max(some, min(1.0, prompts * self.input_mean / max(1.0, self.budget - running)))
 
     def prefill_extra(self, running: float, level: float) -> Step:
         """What a step with prefill adds to a plain one, at that quantile of its prompt tokens.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gpupack.errors import Invalid
 from gpupack.facts.estimate import Source
 from gpupack.facts.gpu import GpuKind
-from gpupack.facts.serving import Sharing, Slo, Statistic
+from gpupack.facts.serving import BLOCK_TOKENS, Sharing, Slo, Statistic
 from gpupack.perf.cycle import Batch, Cycle, batch, normal_quantile
 from gpupack.perf.memory import kv_tokens_needed, replica_memory
 from gpupack.perf.prediction import EngineGroup, GpuPrediction, GroupPrediction, Router
@@ -199,12 +199,17 @@ def answer(
     itl: tuple[float, float, float],
     ttft: tuple[float, float, float] | None,
     utilization: Ratio | None,
+    kv_peak: float | None = None,
 ) -> GroupPrediction:
-    """One group's answer: rates of the whole group, the rest of one replica. `itl` and `ttft` are mean, p95, p99."""
+    """One group's answer: rates of the whole group, the rest of one replica. `itl` and `ttft` are mean, p95, p99.
+
+    `kv_peak` is the peak of KV tokens wanted where the caller knows better than the steady state's 99th percentile.
+    """
     one, shape = each.batch, group.shape
     deviation = each.queue.deviation if each.queue is not None else 0.0
     running = min(one.running_most, each.running + _Z99 * deviation)
-    peak = running * (one.context + 8) + _Z99 * math.sqrt(running) * one.context_deviation
+    usual = running * (one.context + BLOCK_TOKENS / 2) + _Z99 * math.sqrt(running) * one.context_deviation
+    peak = usual if kv_peak is None else kv_peak
     mean, p95, p99 = itl
     return GroupPrediction(
         total_tokens_per_second=output_tokens_per_second * (1 + one.input_mean / one.output_mean),
@@ -219,7 +224,7 @@ def answer(
         kv_peak_fraction=Ratio(min(1.0, peak / one.kv_tokens) if one.kv_tokens else 1.0),
         kv_tokens_needed=kv_tokens_needed(group.lengths, shape.max_num_seqs, shape.max_model_len, KV_SAFETY),
         utilization=utilization,
-        kv_starved=one.kv_starved,
+        kv_starved=one.kv_starved or (kv_peak is not None and kv_peak > one.kv_tokens),
         memory=replica_memory(group.llm, group.dtype, shape, gpu),
     )
 
