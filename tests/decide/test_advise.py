@@ -8,7 +8,9 @@ from itertools import pairwise, product
 import pytest
 
 from gpupack import catalog
-from gpupack.decide.advise import BATCHES, Advice, Question, Search, advise, memory_needed, resolve_max_model_len
+from gpupack.decide.advise import Advice, advise
+from gpupack.decide.question import Question, memory_needed, resolve_max_model_len
+from gpupack.decide.search import BATCHES, Search
 from gpupack.facts.estimate import Source
 from gpupack.facts.llm import Dtype
 from gpupack.facts.policy import Policy

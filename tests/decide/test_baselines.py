@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from gpupack import catalog
-from gpupack.decide.advise import Question, advise
+from gpupack.decide.advise import advise
 from gpupack.decide.baselines import Contender, bca, gain, rows
 from gpupack.decide.frontier import points
+from gpupack.decide.question import Question
 from gpupack.facts.llm import Dtype
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Batching, Lengths, Sharing, Slo, Statistic

@@ -10,9 +10,11 @@ from gpupack.cli.arguments import Options, add_common, efficiency, options, posi
 from gpupack.cli.setting import SHARINGS, subject
 from gpupack.cli.show import Json, estimate_json, gib, ms, pct, print_json, rate, rounded, table
 from gpupack.decide import explain
-from gpupack.decide.advise import Advice, Question, Rejected, advise
+from gpupack.decide.advise import Advice, advise
 from gpupack.decide.baselines import Contender, Knee, Row, bca, gain, rows
 from gpupack.decide.frontier import Point, points
+from gpupack.decide.question import Question
+from gpupack.decide.search import Rejected
 from gpupack.errors import Invalid
 from gpupack.facts.engine_args import shape_args
 from gpupack.facts.policy import Policy

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpupack.decide.advise import Advice, Question
+from gpupack.decide.advise import Advice
 from gpupack.decide.frontier import Point
+from gpupack.decide.question import Question
 from gpupack.errors import Invalid
 from gpupack.perf.sharing import statistic_of
 from gpupack.units import milliseconds

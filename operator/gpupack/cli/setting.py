@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gpupack import catalog
 from gpupack.cli.arguments import Options
 from gpupack.cli.files import RecordedRequest, arrival_rate, lengths_of, read_profile, read_requests
-from gpupack.decide.advise import resolve_max_model_len
+from gpupack.decide.question import resolve_max_model_len
 from gpupack.errors import Invalid
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Dtype, Llm

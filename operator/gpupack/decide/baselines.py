@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from gpupack.decide.advise import BATCHES, Advice, Question, resolve_max_model_len
+from gpupack.decide.advise import Advice
+from gpupack.decide.question import Question, resolve_max_model_len
+from gpupack.decide.search import BATCHES
 from gpupack.facts.serving import BLOCK_TOKENS, Shape, Sharing, Slo
 from gpupack.perf import batching, memory, sharing
 from gpupack.perf.prediction import EngineGroup, GpuPrediction

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpupack.decide.advise import LADDER, Question, Search
+from gpupack.decide.question import Question
+from gpupack.decide.search import LADDER, Search
 from gpupack.perf import sharing
 from gpupack.perf.prediction import GpuPrediction
 from gpupack.units import Seconds

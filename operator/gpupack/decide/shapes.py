@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from gpupack.decide.advise import Advice, Question, advise
+from gpupack.decide.advise import Advice, advise
 from gpupack.decide.pack import itl_of, sharing_of
 from gpupack.decide.prospect import Kin, Prospects, coefficients_of
+from gpupack.decide.question import Question
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.placement import ChosenShape
