@@ -14,7 +14,7 @@ from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.prospect import Kin, Mix, rounded, with_one
 from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.gpu import GpuKind
-from gpupack.facts.interpretation import GpuFacts
+from gpupack.facts.interpretation import GpuFacts, Known
 from gpupack.facts.observation import Cause, Missing, Phase
 from gpupack.facts.placement import ChosenShape, Placement, PredictedEffect
 from gpupack.facts.policy import Policy
@@ -111,7 +111,7 @@ def data_missing(candidate: Candidate) -> Iterable[Verdict]:
     if demand.missing:
         yield _missing(str(candidate.serving.key), demand.missing[0], absent=len(demand.missing))
     for known in (gpu.dram_active, gpu.fb_used):
-        if isinstance(known, Missing) and known.cause is not Cause.NO_SERIES:
+        if isinstance(known, Missing) and not _is_not_exported(known):
             yield _missing(candidate.uuid, f"{known.origin} {known.cause.value}")
 
 
@@ -171,7 +171,10 @@ def demand_met(candidate: Candidate) -> Iterable[Verdict]:
 
 
 def memory(candidate: Candidate) -> Iterable[Verdict]:
-    """Whole bytes: all replicas with the reserve, and what vLLM wants free at the start of the new one."""
+    """Whole bytes: all replicas with the reserve, and what vLLM wants free at the start of the new one.
+
+    Where nobody exports the framebuffer in use, nobody can tell what others hold: one replica a GPU.
+    """
     board, uuid = candidate.board, candidate.uuid
     kind = candidate.gpu.gpu.kind
     total = board.prospects.memory_of(kind, candidate.kin)
@@ -183,11 +186,15 @@ def memory(candidate: Candidate) -> Iterable[Verdict]:
     if needed > kind.memory_bytes:
         observed = Estimate.exact(needed, Source.CALIBRATED)
         yield _verdict(uuid, Reason.MEMORY, observed, _given(kind.memory_bytes), Unit.BYTES)
-    if isinstance(candidate.gpu.fb_used, Missing) and (present := len(candidate.present)):
+    if _is_not_exported(candidate.gpu.fb_used) and (present := len(candidate.present)):
         yield _verdict(
             uuid, Reason.MEMORY, _given(present + 1), _given(1), Unit.REPLICAS,
-            detail=f"without {candidate.gpu.fb_used.origin} one replica a GPU",
+            detail="nothing exports the framebuffer in use",
         )  # fmt: skip
+
+
+def _is_not_exported(known: Known) -> bool:
+    return isinstance(known, Missing) and known.cause is Cause.NO_SERIES
 
 
 def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
@@ -420,7 +427,7 @@ def _is_closed(board: Board, serving: Serving, sharing: Sharing, uuid: str) -> b
         return True
     if board.namespaces(uuid) - {serving.key.namespace}:
         return True
-    if board.is_used(uuid) and (sharing is Sharing.EXCLUSIVE or isinstance(gpu.fb_used, Missing)):
+    if board.is_used(uuid) and (sharing is Sharing.EXCLUSIVE or _is_not_exported(gpu.fb_used)):
         return True
     needed = board.prospects.memory_of(gpu.gpu.kind, board.prospects.kin(serving.key, chosen.shape))
     if board.memory_held(uuid) + needed + board.facts.policy.gpu_reserve > gpu.gpu.kind.memory_bytes:
