@@ -124,11 +124,9 @@ def test_bca_frees_the_published_share_of_memory(
 
 def test_in_the_steady_state_bca_counts_the_kv_cache_that_its_batch_needs() -> None:
     knee = bca(ONE_B, mean_itl(0.010))
-    alike = bca(ONE_B, mean_itl(0.010), requests=2000)
     contexts = 0.8 * knee.max_num_seqs * 512 * ONE_B.llm.kv_bytes_per_token(ONE_B.dtype)
     assert knee.kv_peak_bytes > contexts
-    # With lengths that vary, a run whose requests all begin together needs no more.
-    assert alike.kv_peak_bytes == knee.kv_peak_bytes
+    assert knee.kv_peak_bytes < 2.5 * contexts
 
 
 def test_bca_reports_the_smallest_batch_when_no_batch_keeps_the_promise() -> None:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from gpupack.decide.advise import Advice
 from gpupack.decide.question import Question, resolve_max_model_len
 from gpupack.decide.search import BATCHES
-from gpupack.facts.serving import BLOCK_TOKENS, Shape, Sharing, Slo
+from gpupack.facts.serving import Shape, Sharing, Slo
 from gpupack.perf import batching, memory, sharing
 from gpupack.perf.prediction import EngineGroup, GpuPrediction
 from gpupack.units import Bytes, PerSecond, Ratio
@@ -22,8 +22,6 @@ from gpupack.units import Bytes, PerSecond, Ratio
 # The batch limits at which the published advisor measured.
 PUBLISHED_GRID = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024)
 _TIE = 0.003
-# Answers whose lengths vary so much do not end together (gamma lengths: the overshoot is gone by 0.5).
-_UNLIKE = 0.5
 
 
 class Contender(StrEnum):
@@ -101,11 +99,12 @@ def bca(question: Question, slo: Slo, requests: int | None = None) -> Knee:
         quick = slo.itl is None or run.groups[0].itl_mean <= slo.itl
         more = best == 0 or run.total_tokens_per_second > runs[best].total_tokens_per_second
         # The published curve ends where requests are preempted.
-        held = _peak_bytes(question, limit, run, requests) <= _own_kv(question, limit).kv_cache_memory_bytes
+        held = not run.groups[0].kv_starved
         if efficient and quick and more and held:
             best = limit
     limit = best or 1
-    space, peak = _own_kv(question, limit).kv_cache_memory_bytes, _peak_bytes(question, limit, runs[limit], requests)
+    space = _own_kv(question, limit).kv_cache_memory_bytes
+    peak = Bytes(round(runs[limit].groups[0].kv_peak_fraction * space))
     return Knee(
         max_num_seqs=limit,
         prediction=runs[limit],
@@ -114,28 +113,6 @@ def bca(question: Question, slo: Slo, requests: int | None = None) -> Knee:
         freed_memory_fraction=Ratio((space - peak) / question.gpu.memory_bytes),
         keeps_slo=best != 0,
     )
-
-
-def _peak_bytes(question: Question, limit: int, run: GpuPrediction, requests: int | None) -> Bytes:
-    """Most KV cache in use at once by a lone engine of that batch limit.
-
-    The steady state's is that of its 99th percentile. In a run whose requests are all there at the start, answers of
-    like length also end together: at that moment a context holds a whole answer instead of half of one, less what the
-    last prompt came later (prompts share the token budget with the sequences that run already).
-    """
-    lengths, group = question.lengths, run.groups[0]
-    longest = resolve_max_model_len(question.llm, lengths, question.max_model_len)
-    steady = memory.kv_tokens_needed(lengths, limit, longest, Ratio(0.0))
-    if requests is None or lengths.output_cv >= _UNLIKE:
-        tokens = float(steady)
-    else:
-        shape = _own_kv(question, limit)
-        running = min(group.running_mean, float(requests))
-        budget = max(1.0, shape.max_num_batched_tokens - running / 2.0)
-        late = min(lengths.output_mean, running * lengths.input_mean / budget if shape.chunked_prefill else 0.0)
-        context = lengths.input_mean + lengths.output_mean * (1.0 - lengths.output_cv) - late / 2.0
-        tokens = max(running * (context + BLOCK_TOKENS / 2), float(steady) if lengths.output_cv else 0.0)
-    return Bytes(round(tokens) * question.llm.kv_bytes_per_token(question.dtype))
 
 
 def _swept(question: Question, slo: Slo) -> Row:
