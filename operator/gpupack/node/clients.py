@@ -46,7 +46,8 @@ async def measure(
 ) -> Measured:  # fmt: skip
     """Streams for so long; requests that are then under way are given up and count as far as they came.
 
-    `addresses` is asked before each request, so clients follow engines that come and go.
+    `addresses` is asked before each request, so clients follow engines that come and go. The first request of each
+    client is not counted: it opens connections, and all begin at once.
     """
     measured = Measured()
     requests = lengths.draw(Random(seed))
@@ -55,6 +56,7 @@ async def measure(
 
         async def client(number: int) -> None:
             turn = number
+            warm = False
             while True:
                 known = addresses()
                 if not known:
@@ -63,7 +65,9 @@ async def measure(
                 host, port = known[turn % len(known)]
                 turn += 1
                 try:
-                    await _one(http, f"http://{host}:{port}/v1/completions", model, next(requests), measured)
+                    into = measured if warm else Measured()
+                    await _one(http, f"http://{host}:{port}/v1/completions", model, next(requests), into)
+                    warm = True
                 except (aiohttp.ClientError, TimeoutError, ValueError):
                     measured.failed += 1
                     await asyncio.sleep(0.1)

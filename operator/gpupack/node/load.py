@@ -18,6 +18,10 @@ from random import Random
 from gpupack.errors import Invalid
 from gpupack.twin.arrivals import Lengths, PoissonArrivals, Request
 
+TURNAROUND_SECONDS = 1e-3
+"""From a closed-loop client's last token to its next request at the engine. Without it every request would arrive just
+as a step begins, and none would wait for the step under way."""
+
 
 class Router(StrEnum):
     """How an open load finds its engine: the one with the fewest requests, or any, as kube-proxy's connections do."""
@@ -82,9 +86,13 @@ class Tap:
         while self._due and self._due[0][0] <= now:
             taken.append(self._due.popleft())
         if self._clients and (now >= self._since or math.isinf(self._since)):
-            self._since = math.inf  # known arrivals are over; from now on one comes whenever one finishes
-            missing = self._clients - in_flight - len(taken)
-            taken += [(now, _cut(next(self._requests), self._longest)) for _ in range(missing)]
+            first = not math.isinf(self._since)
+            self._since = math.inf  # from now on one comes whenever one has been answered
+            missing = self._clients - in_flight - len(taken) - len(self._due)
+            for _ in range(missing):
+                self.put(now if first else now + TURNAROUND_SECONDS, next(self._requests))
+            if first:
+                taken += self.take(now, in_flight + len(taken))
         return taken
 
 
