@@ -53,15 +53,14 @@ def predict_run(
     answers = []
     for group, each, drain in zip(groups, engines, drains, strict=True):
         run = _all_at_once(group, each, share, drain) if each.queue is None else _arriving(each, share)
-        steady_gap = each.cycle.seconds(each.stretch)
-        p95, p99 = (steady_state.gap_quantile(each, level) for level in (0.95, 0.99))
+        mean, p95, p99 = steady_state.gaps(each)
         answers.append(
             steady_state.answer(
                 gpu,
                 group,
                 each,
                 output_tokens_per_second=group.replicas * share * each.batch.output_mean / run.seconds,
-                itl=(run.itl, p95 * run.itl / steady_gap, p99 * run.itl / steady_gap),
+                itl=(run.itl, p95 * run.itl / mean, p99 * run.itl / mean),
                 ttft=_first_tokens(group, each, share)
                 if each.queue is None
                 else steady_state.time_to_first_token(each, each.queue),

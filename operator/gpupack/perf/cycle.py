@@ -96,7 +96,19 @@ class Batch(NamedTuple):
         some = min(1.0, prompts) if self.chunked and self.output_cv < ALIKE else -math.expm1(-prompts)
         if not self.chunked:
             return some
-        return max(some, min(1.0, prompts * self.input_mean / max(1.0, self.budget - running)))
+        return max(some, min(1.0, prompts * self.input_mean / self.room(running)))
+
+    def room(self, running: float) -> float:
+        """Prompt tokens that a step can take beside `running` sequences."""
+        return max(1.0, self.budget - running) if self.chunked else float(self.budget)
+
+    def prefill_queue(self, running: float) -> tuple[float, float]:
+        """Prompts that wait for the token budget: how much of it is taken, and the tokens before one that must wait.
+
+        An M/G/1 queue of prompt tokens: those who wait meet (1 + cv^2)/2 prompts / (1 - taken) on average.
+        """
+        taken = min(0.99, running / self.output_mean * self.input_mean / self.room(running))
+        return taken, self.input_mean * (1 + self.input_cv**2) / 2 / (1 - taken)
 
     def prefill_extra(self, running: float, level: float) -> Step:
         """What a step with prefill adds to a plain one, at that quantile of its prompt tokens.
@@ -111,7 +123,7 @@ class Batch(NamedTuple):
         tokens = count * self.input_mean * gamma_quantile(cv, level)
         if not self.chunked:
             return self.engine.prefill(count, tokens / count, running)
-        tokens = min(tokens, max(1.0, self.budget - running))
+        tokens = min(tokens, self.room(running))
         plain = self.engine.decode(running, self.context)
         mixed = self.engine.mixed(running, self.context, tokens, min(tokens, self.input_mean))
         return Step(mixed.host - plain.host, mixed.gpu - plain.gpu, mixed.bytes - plain.bytes)
@@ -121,8 +133,7 @@ class Batch(NamedTuple):
         prompt = self.input_mean * (1.0 if level is None else gamma_quantile(self.input_cv, level))
         if not self.chunked:
             return self.engine.prefill(1.0, prompt, running)
-        room = max(1.0, self.budget - running)
-        steps = max(1, math.ceil(prompt / room))
+        steps = max(1, math.ceil(prompt / self.room(running)))
         mixed = self.engine.mixed(running, self.context, prompt / steps, prompt)
         return Step(steps * mixed.host, steps * mixed.gpu, steps * mixed.bytes)
 

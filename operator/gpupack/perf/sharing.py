@@ -28,11 +28,12 @@ GPU_RESERVE = Bytes(GIB)
 KV_SAFETY = Ratio(0.15)
 
 _Z99 = 2.326
-_LEVELS = {Statistic.MEAN: None, Statistic.P95: 0.95, Statistic.P99: 0.99}
+_PLACES = {Statistic.MEAN: 0, Statistic.P95: 1, Statistic.P99: 2}
 _SETTLED = 1e-6
 # Requests a second below which a group is taken to have that many: formulas divide by the rate.
 _LEAST_RATE = 1e-6
 _ROUNDS = 60
+_HALVINGS = 14
 
 # Errors seen beside the coefficients' own: gains of replication, preempted batches, the approximation of many classes.
 _SHARED_ERROR, _STARVED_ERROR, _APPROXIMATE_ERROR = 0.03, 0.10, 0.05
@@ -43,7 +44,7 @@ class Engines(NamedTuple):
 
     `active` is the share of time that it has anything to run. `interference` lengthens D, `stretch` (interference and
     waiting for siblings) is how much longer a visit to the GPU takes than alone. `offered` is arrivals a second of one
-    engine times output tokens; `queue` is None where the engine is full.
+    engine times output tokens; `queue` is None where the engine is full. `deviation` is that of its batch.
     """
 
     batch: Batch
@@ -54,6 +55,7 @@ class Engines(NamedTuple):
     stretch: float
     offered: float | None
     queue: Slots | None
+    deviation: float
 
     @property
     def cycle(self) -> Cycle:
@@ -112,6 +114,7 @@ def _start(gpu: GpuKind, group: EngineGroup) -> Engines:
         stretch=1.0,
         offered=None if rate is None else max(rate, _LEAST_RATE) * group.lengths.output_mean / group.replicas,
         queue=None,
+        deviation=0.0,
     )
 
 
@@ -161,32 +164,31 @@ def _occupied(each: Engines, router: Router) -> Engines:
     joined = each.replicas if router is Router.LEAST_LOADED else 1
     queue = slots(each.offered * joined, fixed, slope / joined, most * joined, each.batch.output_mean)
     if queue is None:
-        return each._replace(running=most, active=1.0, queue=None)
+        return each._replace(running=most, active=1.0, queue=None, deviation=0.0)
     running = min(most, queue.mean / joined)
     busy = -math.expm1((fixed / slope + 1) * math.log1p(-min(each.offered * slope, 1 - 1e-12)))
-    return each._replace(running=running, active=min(busy, running, 1.0), queue=queue)
+    return each._replace(
+        running=running, active=min(busy, running, 1.0), queue=queue, deviation=queue.deviation / joined
+    )
 
 
 def _group(gpu: GpuKind, group: EngineGroup, each: Engines) -> GroupPrediction:
-    tokens = each.replicas * each.tokens_per_second
-    full = each.queue is None
-    wait = None if each.queue is None else each.queue
-    itl_mean = each.cycle.seconds(each.stretch) if wait is None else each.running / each.tokens_per_second
-    ttft = None if wait is None else time_to_first_token(each, wait)
     return answer(
         gpu,
         group,
         each,
-        output_tokens_per_second=tokens,
-        itl=(itl_mean, gap_quantile(each, 0.95), gap_quantile(each, 0.99)),
-        ttft=ttft,
-        utilization=_utilization(each) if full else Ratio(wait.utilization if wait else 0.0),
+        output_tokens_per_second=each.replicas * each.tokens_per_second,
+        itl=gaps(each),
+        ttft=None if each.queue is None else time_to_first_token(each, each.queue),
+        utilization=_utilization(each),
     )
 
 
 def _utilization(each: Engines) -> Ratio | None:
     if each.offered is None:
         return None
+    if each.queue is not None:
+        return Ratio(each.queue.utilization)
     return Ratio(each.offered * each.cycle.seconds(each.stretch) / each.running)
 
 
@@ -206,8 +208,7 @@ def answer(
     `kv_peak` is the peak of KV tokens wanted where the caller knows better than the steady state's 99th percentile.
     """
     one, shape = each.batch, group.shape
-    deviation = each.queue.deviation if each.queue is not None else 0.0
-    running = min(one.running_most, each.running + _Z99 * deviation)
+    running = min(one.running_most, each.running + _Z99 * each.deviation)
     usual = running * (one.context + BLOCK_TOKENS / 2) + _Z99 * math.sqrt(running) * one.context_deviation
     peak = usual if kv_peak is None else kv_peak
     mean, p95, p99 = itl
@@ -215,8 +216,8 @@ def answer(
         total_tokens_per_second=output_tokens_per_second * (1 + one.input_mean / one.output_mean),
         output_tokens_per_second=output_tokens_per_second,
         itl_mean=Seconds(mean),
-        itl_p95=Seconds(max(mean, p95)),
-        itl_p99=Seconds(max(mean, p99)),
+        itl_p95=Seconds(p95),
+        itl_p99=Seconds(p99),
         ttft_mean=None if ttft is None else Seconds(ttft[0]),
         ttft_p95=None if ttft is None else Seconds(ttft[1]),
         ttft_p99=None if ttft is None else Seconds(ttft[2]),
@@ -277,22 +278,26 @@ def _error(
     return Ratio(error)
 
 
-def gap_quantile(each: Engines, level: float) -> float:
+def gaps(each: Engines) -> tuple[float, float, float]:
+    """Mean, p95 and p99 of the gap between two tokens."""
+    mean = each.cycle.seconds(each.stretch) if each.queue is None else each.running / each.tokens_per_second
+    return mean, max(mean, _gap_quantile(each, 0.95)), max(mean, _gap_quantile(each, 0.99))
+
+
+def _gap_quantile(each: Engines, level: float) -> float:
     """The gap between two tokens that only 1 - `level` of the gaps exceed.
 
     If more steps than that carry prefill, it is such a step at the right quantile of its prompt tokens, else a plain
-    one. Batch and contexts swing about their means; independent swings add in squares.
+    one. Batch and contexts swing about their means; independent swings add in squares. Tokens meet large batches more
+    often than small ones.
     """
     running = each.running / each.active
-    deviation = each.queue.deviation / each.replicas**0.5 if each.queue is not None else 0.0
-    cycle = each.cycle
-    if each.queue is not None:
-        running = min(each.batch.running_most, running + deviation * deviation / max(running, 1.0))
-        cycle = each.batch.cycle(running)
+    running = min(each.batch.running_most, running + each.deviation**2 / running)
+    cycle = each.batch.cycle(running)
     beside = each.batch.cycle(running + 1)
     slope = beside.plain_seconds(each.stretch) - cycle.plain_seconds(each.stretch)
     contexts = math.sqrt(running) * each.batch.context_deviation * each.batch.engine.kv_seconds * each.stretch
-    swing = normal_quantile(level) * math.hypot(slope * min(deviation, running), contexts)
+    swing = normal_quantile(level) * math.hypot(slope * min(each.deviation, running), contexts)
     extra = 0.0
     if cycle.share > 1 - level:
         step = each.batch.prefill_extra(running, 1 - (1 - level) / cycle.share)
@@ -303,27 +308,32 @@ def gap_quantile(each: Engines, level: float) -> float:
 def time_to_first_token(each: Engines, queue: Slots) -> tuple[float, float, float]:
     """Mean, p95 and p99 of the time to the first token: wait for a slot, for the step under way, and prefill.
 
-    The wait is exponential beyond its chance; lengths that vary less than exponentially shorten it by (1 + cv^2)/2
-    (Allen and Cunneen).
+    Waits are exponential beyond their chance. Lengths that vary less than exponentially shorten the wait for a slot by
+    (1 + cv^2)/2 (Allen and Cunneen). Prompts before one's own take the token budget first: the wait of an M/G/1 queue
+    whose work is prompt tokens.
     """
-    batch_of = each.batch
-    running = max(1.0, each.running)
-    spread = (1 + batch_of.output_cv**2) / 2
-    scale = spread / queue.drain_rate
+    one = each.batch
+    running = max(1.0, each.running / each.active)
+    slot = (1 + one.output_cv**2) / 2 / queue.drain_rate
     step = each.cycle.seconds(each.stretch)
+    taken, tokens_first = one.prefill_queue(each.running)
+    ahead = tokens_first / one.room(running) * step
 
-    def first(level: float | None) -> float:
-        prefill = batch_of.first_token(running, level)
-        return prefill.host + each.stretch * prefill.gpu
+    def prefill(level: float | None) -> float:
+        own = one.first_token(running, level)
+        return own.host + each.stretch * own.gpu
 
-    def wait(level: float) -> float:
-        return scale * math.log(queue.waits / (1 - level)) if queue.waits > 1 - level else 0.0
+    def beyond(chance: float, scale: float, level: float) -> float:
+        return scale * math.log(chance / (1 - level)) if chance > 1 - level else 0.0
 
-    return (
-        queue.waits * scale + step / 2 + first(None),
-        wait(0.95) + (step / 2 if queue.waits > 0.05 else 0.95 * step) + first(0.95),
-        wait(0.99) + (step / 2 if queue.waits > 0.01 else 0.99 * step) + first(0.99),
-    )
+    def quantile(level: float) -> float:
+        under_way = step * max(0.0, 1 - (1 - level) / each.active) if queue.waits <= 1 - level else step / 2
+        long_prompt = prefill(level) + taken * ahead
+        long_wait = prefill(None) + beyond(taken, ahead, level)
+        return beyond(queue.waits, slot, level) + under_way + max(long_prompt, long_wait)
+
+    mean = queue.waits * slot + each.active * step / 2 + taken * ahead + prefill(None)
+    return mean, quantile(0.95), quantile(0.99)
 
 
 def statistic_of(group: GroupPrediction, statistic: Statistic) -> tuple[Seconds, Seconds | None]:
@@ -361,28 +371,21 @@ def max_rate_within(
             and engines[index].queue is not None
         )
 
-    full = steady(gpu, (*groups[:index], replace(groups[index], request_rate=None), *groups[index + 1 :]), sharing)[
-        index
-    ]
-    high = full.replicas * full.tokens_per_second / full.batch.output_mean
-    low, high = 0.0, high * 1.02
+    kept_full = (*groups[:index], replace(groups[index], request_rate=None), *groups[index + 1 :])
+    full = steady(gpu, kept_full, sharing)[index]
+    low, high = 0.0, 1.02 * full.replicas * full.tokens_per_second / full.batch.output_mean
     if not kept(high * 1e-3):
         return PerSecond(0.0)
-    for _ in range(14):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) else (low, middle)
     return PerSecond(low)
 
 
 def _kept(each: Engines, slo: Slo) -> bool:
-    level = _LEVELS[slo.statistic]
-    if slo.itl is not None:
-        mean = each.cycle.seconds(each.stretch) if each.queue is None else each.running / each.tokens_per_second
-        if mean > slo.itl or (level is not None and gap_quantile(each, level) > slo.itl):
-            return False
+    place = _PLACES[slo.statistic]
+    if slo.itl is not None and gaps(each)[place] > slo.itl:
+        return False
     if slo.ttft is None:
         return True
-    if each.queue is None:
-        return False
-    mean, p95, p99 = time_to_first_token(each, each.queue)
-    return {Statistic.MEAN: mean, Statistic.P95: p95, Statistic.P99: p99}[slo.statistic] <= slo.ttft
+    return each.queue is not None and time_to_first_token(each, each.queue)[place] <= slo.ttft
