@@ -79,7 +79,7 @@ def verdict(given: Verdict) -> str:
         case Reason.HOST_CPU:
             return f"One more replica would need {seen} of {limit} on the node of {where}: {gap} too many."
         case Reason.LATENCY_SLO if unit is Unit.RATIO:
-            return f"One more replica would leave {where} with {seen} of what it can serve: {given.detail}."
+            return f"With one more replica on its GPU {where} would get {seen} of the requests that it can serve there."
         case Reason.LATENCY_SLO:
             return f"One more replica would bring the {given.detail} of {where} to {seen}; its limit is {limit}."
         case Reason.BANDWIDTH_CEILING:
@@ -125,7 +125,7 @@ def opened(uuid: str, stops: Iterable[Verdict]) -> str:
 
 
 def removed(uuid: str, left: int, rate: float | None) -> str:
-    load = "" if rate is None else f": they are predicted to hold {rate:.3g} requests/s"
+    load = "" if rate is None else f" and predicted to hold {rate:.3g} requests/s"
     return f"A replica on {place(uuid)} is given up; {left} {_are(left)} left{load}."
 
 
@@ -134,7 +134,7 @@ def replaced(uuid: str, slot: int) -> str:
 
 
 def moved(old: str, new: str) -> str:
-    return f"A replica moves from {place(old)} to {place(new)}: its new shape does not fit where the old one was."
+    return f"A replica moves from {place(old)} to {place(new)}: its new content has no place where the old one is."
 
 
 def given_up(uuid: str, why: str, seconds: float, *, again: bool) -> str:
@@ -188,7 +188,7 @@ def goes_past(reasons: Iterable[Reason]) -> str:
 
 
 def ready(count: int, planned: int) -> str:
-    return f"{count} of {planned} replicas {_are(count)} ready."
+    return f"{count} of {planned} replicas ready."
 
 
 def _and(parts: Iterable[str]) -> str:

@@ -240,8 +240,9 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
             continue
         if ttft is None:
             load = _predicted(1.0 if group.utilization is None else group.utilization, after)
-            detail = "requests would come faster than they can be served"
-            yield _verdict(str(kin.serving), Reason.LATENCY_SLO, load, _given(1.0), Unit.RATIO, detail=detail)
+            yield _verdict(
+                str(kin.serving), Reason.LATENCY_SLO, load, _given(1.0), Unit.RATIO, detail="time to first token"
+            )
         elif ttft > slo.ttft and (earlier is None or ttft > earlier):
             yield _verdict(
                 str(kin.serving), Reason.LATENCY_SLO, _predicted(ttft, after), _at(limit, slo.ttft), Unit.SECONDS,
