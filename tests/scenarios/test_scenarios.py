@@ -132,9 +132,7 @@ def story_of(text: str) -> Story:
         ),
     )
     _refuse_the_impossible(observation, servings)
-    return Story(
-        title=told["title"], observation=observation, ticks=told.get("ticks", 1), expected=told["expect"]
-    )
+    return Story(title=told["title"], observation=observation, ticks=told.get("ticks", 1), expected=told["expect"])
 
 
 _REPLICA_WORDS = frozenset(

@@ -98,9 +98,7 @@ class Board:
     def is_moving(self, uuid: str) -> bool:
         """Whether anything on this GPU starts or stops, or has just been decided."""
         return (
-            uuid in self.touched
-            or bool(self.leftovers(uuid))
-            or not all(self.is_ready(each) for each in self.on[uuid])
+            uuid in self.touched or bool(self.leftovers(uuid)) or not all(self.is_ready(each) for each in self.on[uuid])
         )
 
     def is_used(self, uuid: str) -> bool:

@@ -76,9 +76,7 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
         if not _has_rate(engine, facts.policy) and not _is_young(each, facts)
     )
     if missing:
-        return Demand(
-            basis=Basis.MISSING, wanted=max(planned, floor), floor=floor, spare=False, missing=missing
-        )
+        return Demand(basis=Basis.MISSING, wanted=max(planned, floor), floor=floor, spare=False, missing=missing)
     known = [engine for _, engine in engines if engine is not None and _has_rate(engine, facts.policy)]
     if not known:
         declared = serving.declared_rate

@@ -65,9 +65,7 @@ class Prospects:
 
     def __init__(self, facts: Facts) -> None:
         self.servings = facts.servings
-        self.lengths = {
-            key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()
-        }
+        self.lengths = {key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()}
         self._reserve = facts.policy.gpu_reserve
         self._kin: dict[tuple[ServingKey, Shape], Kin] = {}
         self._known: dict[Mix, bool] = {}
@@ -202,4 +200,3 @@ def live_lengths(serving: Serving, facts: Facts) -> Lengths | None:
 
 def _longest(engine: EngineFacts) -> Traffic | None:
     return engine.windows[-1] if engine.windows else None
-

@@ -166,9 +166,7 @@ def _forget(board: Board) -> None:
         if not known or lost:
             board.remove(placement)
     board.withdrawn = {
-        key: each
-        for key, each in board.withdrawn.items()
-        if each.until > facts.at and each.serving in facts.servings
+        key: each for key, each in board.withdrawn.items() if each.until > facts.at and each.serving in facts.servings
     }
     board.touched.clear()
 
@@ -234,9 +232,7 @@ def _may_start_many(demand: Demand, planned: int) -> bool:
     return demand.basis in (Basis.MANUAL, Basis.DECLARED) or planned < demand.floor
 
 
-def _added(
-    board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str
-) -> Decision:
+def _added(board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str) -> Decision:
     chosen = board.chosen(serving.key, uuid)
     assert chosen is not None
     is_opening = not board.is_used(uuid) and any(board.is_used(each) for each in board.facts.gpus)
@@ -329,9 +325,7 @@ def _stopped(verdict: Verdict) -> Decision:
     )
 
 
-def _record(
-    key: ServingKey, decision: Decision, wanted: int, planned: int, was: Record | None, facts: Facts
-) -> Record:
+def _record(key: ServingKey, decision: Decision, wanted: int, planned: int, was: Record | None, facts: Facts) -> Record:
     """The last record for as long as nothing but its numbers would change."""
     record = Record(
         serving=key,
