@@ -327,12 +327,12 @@ def time_to_first_token(each: Engines, queue: Slots) -> tuple[float, float, floa
         return scale * math.log(chance / (1 - level)) if chance > 1 - level else 0.0
 
     def quantile(level: float) -> float:
-        under_way = step * max(0.0, 1 - (1 - level) / each.active) if queue.waits <= 1 - level else step / 2
+        under_way = step / 2 if queue.waits > 1 - level else level * step
         long_prompt = prefill(level) + taken * ahead
         long_wait = prefill(None) + beyond(taken, ahead, level)
         return beyond(queue.waits, slot, level) + under_way + max(long_prompt, long_wait)
 
-    mean = queue.waits * slot + each.active * step / 2 + taken * ahead + prefill(None)
+    mean = queue.waits * slot + step / 2 + taken * ahead + prefill(None)
     return mean, quantile(0.95), quantile(0.99)
 
 
