@@ -187,7 +187,9 @@ class _Background:
 
     def _look(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (problem := task.exception()) is not None and not self._failed.done():
-            self._failed.set_exception(problem)
+            broken = RuntimeError("a part of the virtual nodes broke")
+            broken.__cause__ = problem
+            self._failed.set_exception(broken)
 
 
 async def _leave(node: VirtualNode) -> None:
