@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from gpupack.facts.gpu import GpuKind
-from gpupack.facts.llm import Llm
 from gpupack.facts.serving import BLOCK_TOKENS, Sharing
 from gpupack.perf import calibration
 from gpupack.perf.prediction import Coefficients, EngineGroup
@@ -120,7 +119,7 @@ def _deployment(group: EngineGroup) -> Deployment:
     shape, llm = group.shape, group.llm
     v1 = _is_v1(group.coefficients)
     return Deployment(
-        model=dimensions(llm, group),
+        model=ModelDims.of(llm, group.dtype),
         costs=costs(group.coefficients),
         config=EngineConfig(
             max_num_seqs=shape.max_num_seqs,
@@ -133,16 +132,6 @@ def _deployment(group: EngineGroup) -> Deployment:
         ),
         replicas=group.replicas,
         requests_per_second=group.request_rate,
-    )
-
-
-def dimensions(llm: Llm, group: EngineGroup) -> ModelDims:
-    """The model as the twin's memory system wants it: every weight is read once a step."""
-    return ModelDims(
-        layers=llm.layers,
-        parameters=llm.parameters,
-        weight_bytes=llm.weight_bytes(group.dtype),
-        kv_bytes_per_token=llm.kv_bytes_per_token(group.dtype),
     )
 
 

@@ -34,20 +34,23 @@ class Published(NamedTuple):
     output_cv: float
 
 
-def dims(layers: int, weight_gib: float, kv_bytes_per_token: int) -> ModelDims:
-    weight_bytes = int(weight_gib * 2**30)
+def dims(layers: int, hidden: int, vocabulary: int, tied: bool, weight_gib: float) -> ModelDims:
+    """Dimensions by the logged size of the weights; every layer keeps keys and values of the whole hidden size."""
+    embedding = vocabulary * hidden
+    read = int(weight_gib * 2**30) // 2 - (0 if tied else embedding)
     return ModelDims(
         layers=layers,
-        parameters=weight_bytes // 2,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=kv_bytes_per_token,
+        parameters=read - embedding,
+        output_parameters=embedding,
+        weight_bytes=2 * read,
+        kv_bytes_per_token=2 * layers * hidden * 2,
     )
 
 
 MODELS = {
-    "opt-1.3b": Published(dims(24, 2.4509, 196_608), 110.6, 292.3, 0.93),
-    "opt-2.7b": Published(dims(32, 4.9551, 327_680), 110.6, 281.3, 0.93),
-    "llama-2-7b": Published(dims(32, 12.5523, 524_288), 112.8, 323.2, 0.75),
+    "opt-1.3b": Published(dims(24, 2048, 50272, True, 2.4509), 110.6, 292.3, 0.93),
+    "opt-2.7b": Published(dims(32, 2560, 50272, True, 4.9551), 110.6, 281.3, 0.93),
+    "llama-2-7b": Published(dims(32, 4096, 32000, False, 12.5523), 112.8, 323.2, 0.75),
 }
 
 

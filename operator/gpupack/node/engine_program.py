@@ -233,12 +233,7 @@ class EngineProgram:
                 block_size=flags.block_size,
                 buckets=_buckets(flags),
             ),
-            model=ModelDims(
-                layers=llm.layers,
-                parameters=llm.parameters,
-                weight_bytes=llm.weight_bytes(settings.dtype),
-                kv_bytes_per_token=llm.kv_bytes_per_token(settings.dtype),
-            ),
+            model=ModelDims.of(llm, settings.dtype),
             costs=site.costs,
             source=tap,
         )

@@ -136,7 +136,7 @@ def simulate_run(
 ) -> Measures:
     """One whole run of these requests, dealt to the replicas in turn; the clock stops at the last token.
 
-    Requests that come together stall each engine for `ingest_per_request` each, as tokenising them does.
+    Requests that come together at the start cost each engine `ingest_per_request` each, as tokenising them does.
     """
     if not arrivals:
         raise Invalid("--requests", "there is no request to serve", "give at least 1")
@@ -147,9 +147,11 @@ def simulate_run(
     tenants, recorders = [], []
     for i in range(deployment.replicas):
         mine = ordered[i :: deployment.replicas]
-        tenant, recorder = _start(world, f"replica-{i}", deployment, Listed(mine))
         burst = sum(1 for at, _ in mine if at == ordered[0][0])
-        tenant.stall_host(burst * deployment.costs.ingest_per_request if burst > 1 else 0.0)
+        ingest = burst * deployment.costs.ingest_per_request if burst > 1 else 0.0
+        stalls = deployment.costs.ingest_stalls
+        tenant, recorder = _start(world, f"replica-{i}", deployment, Listed(mine), 0.0 if stalls else ingest)
+        tenant.stall_host(ingest if stalls else 0.0)
         tenants.append(tenant)
         recorders.append(recorder)
     begins = [_begin(tenant) for tenant in tenants]
@@ -224,7 +226,9 @@ def simulate_steady(
     ]
 
 
-def _start(world: World, name: str, deployment: Deployment, source: Source) -> tuple[Tenant, _Recorder]:
+def _start(
+    world: World, name: str, deployment: Deployment, source: Source, start_seconds: float = 0.0
+) -> tuple[Tenant, _Recorder]:
     recorder = _Recorder()
     tenant = world.start_engine(
         name,
@@ -232,6 +236,7 @@ def _start(world: World, name: str, deployment: Deployment, source: Source) -> t
         config=deployment.config,
         model=deployment.model,
         costs=deployment.costs,
+        start_seconds=start_seconds,
         source=source,
         listener=recorder,
     )
