@@ -60,7 +60,7 @@ def predict_run(
                 group,
                 each,
                 output_tokens_per_second=group.replicas * share * each.batch.output_mean / run.seconds,
-                itl=(run.itl, p95 * run.itl / mean, p99 * run.itl / mean),
+                itl=(run.itl, run.itl * (p95 / mean), run.itl * (p99 / mean)),
                 ttft=_first_tokens(group, each, share)
                 if each.queue is None
                 else steady_state.time_to_first_token(each, each.queue),
