@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpupack import catalog
 from gpupack.errors import Invalid
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.serving import Lengths, Sharing, Slo, Statistic
@@ -202,3 +203,9 @@ def test_the_lengths_matter_by_their_spread() -> None:
         predict(H100, (group(lengths=replace(CHAT, output_cv=cv)),), Sharing.EXCLUSIVE) for cv in (0.0, 1.2)
     )
     assert spread.total_tokens_per_second < alike.total_tokens_per_second
+
+
+def test_coefficients_of_another_gpu_are_believed_less() -> None:
+    home, away = (predict(catalog.gpu(name), (group(version="0.5.2"),), Sharing.MPS) for name in ("H100-64GB", "L4"))
+    assert home.error == group(version="0.5.2").coefficients.error
+    assert away.error >= 0.15

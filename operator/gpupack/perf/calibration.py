@@ -133,6 +133,7 @@ def fit(
     return replace(
         _scaled(base, scales),
         engine_version=profile.engine_version,
+        calibrated_on=gpu.name,
         source=source,
         error=Ratio(max(worst, _LEAST_ERROR)),
     )

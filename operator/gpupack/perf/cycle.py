@@ -94,9 +94,8 @@ class Batch(NamedTuple):
         they began. Chunked prefill takes more steps where the token budget leaves less room.
         """
         some = min(1.0, prompts) if self.chunked and self.output_cv < ALIKE else -math.expm1(-prompts)
-        if not self.chunked:
-            return some
-        return max(some, min(1.0, prompts * self.input_mean / self.room(running)))
+        needed = prompts * self.input_mean / self.room(running)
+        return max(some, min(1.0, needed) if self.chunked else needed)
 
     def room(self, running: float) -> float:
         """Prompt tokens that a step can take beside `running` sequences."""

@@ -18,7 +18,7 @@ class Coefficients:
     A step takes Z + D: Z is host time in which a sibling may use the GPU, D holds the GPU. `ingest_stalls` says whether
     running sequences wait while prompts are taken in (the API server shares the engine's process).
     `output_per_sequence` is host time for the last step's output, which only a long step hides; `penalty_*` that of a
-    repetition penalty.
+    repetition penalty. `error` is what to expect on the GPU kind that they were `calibrated_on`.
     """
 
     engine_version: str
@@ -39,6 +39,7 @@ class Coefficients:
     output_per_sequence: Seconds = Seconds(0.0)
     penalty_fixed: Seconds = Seconds(0.0)
     penalty_per_sequence: Seconds = Seconds(0.0)
+    calibrated_on: str = "H100-64GB"
 
 
 class Router(StrEnum):

@@ -36,7 +36,9 @@ _ROUNDS = 60
 _HALVINGS = 14
 
 # Errors seen beside the coefficients' own: gains of replication, preempted batches, the approximation of many classes.
+# Nobody measured another GPU than the one that the coefficients were calibrated on: this much is expected at least.
 _SHARED_ERROR, _STARVED_ERROR, _APPROXIMATE_ERROR = 0.03, 0.10, 0.05
+_OTHER_GPU_ERROR = 0.15
 
 
 class Engines(NamedTuple):
@@ -260,15 +262,17 @@ def whole_gpu(
         gpu_held=Ratio(saturation),
         memory_bytes=memory,
         fits=holds_one and memory + reserve <= gpu.memory_bytes,
-        error=_error(groups, answers, engines),
+        error=_error(gpu, groups, answers, engines),
         source=Source(max(max(group.coefficients.source, group.llm.source, gpu.source) for group in groups)),
     )
 
 
 def _error(
-    groups: tuple[EngineGroup, ...], answers: tuple[GroupPrediction, ...], engines: tuple[Engines, ...]
+    gpu: GpuKind, groups: tuple[EngineGroup, ...], answers: tuple[GroupPrediction, ...], engines: tuple[Engines, ...]
 ) -> Ratio:
     error = max(float(group.coefficients.error) for group in groups)
+    if any(group.coefficients.calibrated_on != gpu.name for group in groups):
+        error = max(error, _OTHER_GPU_ERROR)
     if sum(group.replicas for group in groups) > 1:
         error += _SHARED_ERROR
     if any(each.kv_starved for each in answers):
