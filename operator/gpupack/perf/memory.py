@@ -7,6 +7,7 @@ arXiv 2503.08311). It does not know what is free on a real GPU, nor the memory o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 from gpupack.facts.estimate import Estimate, Source
@@ -24,6 +25,7 @@ DEFAULT_UTILIZATION = Ratio(0.9)
 # weights and KV cache. Workspaces inside it: 0.9 x total - weights - activation - KV of every published start.
 _CONTEXT = Estimate(value=0.47 * GIB, low=0.37 * GIB, high=0.56 * GIB, source=Source.CALIBRATED)
 _WORKSPACE = 140_000_000
+_CONTEXT_SEEN_ON = "H100-64GB"
 
 # Bytes a running sequence and vocabulary entry while sampling: the KV blocks that vLLM 0.5.2 gave up for each further
 # sequence are 37.9 to 38.0 for three models (fp32 logits and sort keys, about nine and a half copies).
@@ -67,13 +69,13 @@ def kv_cache_bytes(llm: Llm, dtype: Dtype, tokens: int) -> Bytes:
 def replica_memory(llm: Llm, dtype: Dtype, shape: Shape, gpu: GpuKind) -> ReplicaMemory:
     """What one replica holds on the GPU, by part; the total is rounded up to whole MiB."""
     weights = Estimate.within(llm.weight_bytes(dtype), 0.005, max(Source.ANALYTIC, llm.source))
-    context = _CONTEXT + Estimate.exact(_WORKSPACE, Source.CALIBRATED)
+    seen = Source.CALIBRATED if gpu.name == _CONTEXT_SEEN_ON else Source.UNVERIFIED
+    context = replace(_CONTEXT + Estimate.exact(_WORKSPACE, Source.CALIBRATED), source=seen)
     graphs = _graphs(llm)
     activation = _activation(llm, dtype, shape.max_num_seqs, shape.max_num_batched_tokens)
     kv_cache = Estimate.exact(shape.kv_cache_memory_bytes, Source.ANALYTIC)
     parts = (weights, context, graphs, activation, kv_cache)
     total = -(-math.ceil(sum(part.value for part in parts)) // MIB) * MIB
-    del gpu  # the parts are alike on every GPU of the catalog; measured ones will not be
     return ReplicaMemory(
         weights=weights, context=context, graphs=graphs, activation=activation, kv_cache=kv_cache, total=Bytes(total)
     )
