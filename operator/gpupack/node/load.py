@@ -75,7 +75,7 @@ class Tap:
         if count != self._clients or requests is not self._requests:
             self._clients = count
             self._requests = requests
-            self._since = since
+            self._since = since if count else math.inf  # a time that nobody comes at would never pass
 
     def next_at(self) -> float:
         first = self._due[0][0] if self._due else math.inf
