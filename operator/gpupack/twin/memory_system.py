@@ -138,10 +138,12 @@ repetition penalty in its generation config. How the sums part, and steps with p
 elsewhere expect 10 to 15 %.
 """
 
-# Shares alone, from the published kernel figures of OPT-1.3B (mean DRAM read and warps in flight in decode by batch,
-# against the time of each kernel kind). What DRAM read exceeds weights and KV grows with the batch, inside sampling.
-_LAYER_REST_DRAM_SHARE = 0.05
-_SEQUENCE_REST_DRAM_SHARE = 0.65
+# From the published kernel figures of OPT-1.3B (mean DRAM read and warps in flight in decode by batch, against the time
+# of each kernel kind). What DRAM read exceeds weights and KV grows with the batch, inside sampling: 0.65 of that GPU's
+# 1.631e12 bytes a second; norms and launches move 0.05 of it.
+_LAYER_REST_BYTES_PER_SECOND = 0.05 * 1.631e12
+_SEQUENCE_REST_BYTES_PER_SECOND = 0.65 * 1.631e12
+# Shares of the SMs alone.
 ATTENTION_SM_SHARE = 0.35
 _REST_SM_SHARE = 0.25
 _GEMM_LEAST_SM_SHARE = 0.25
@@ -203,6 +205,8 @@ class StepTimer:
         self._eager = costs.eager_per_layer * model.layers
         self._rest = costs.rest_per_layer * model.layers
         self._rest_per_sequence = costs.rest_per_sequence
+        self._layer_rest_share = min(1.0, _LAYER_REST_BYTES_PER_SECOND / bandwidth)
+        self._sequence_rest_share = min(1.0, _SEQUENCE_REST_BYTES_PER_SECOND / bandwidth)
 
     def alone(self, engine: Engine) -> tuple[float, float, float, float]:
         """Seconds of (host gap, GEMMs, attention, rest) of the engine's step under way, on an otherwise idle GPU.
@@ -245,7 +249,7 @@ class StepTimer:
         return self._body * (decoding + engine.step_prefill_tokens) + self._output * decoding
 
     def _rest_dram(self, rest: float) -> float:
-        return self._rest * _LAYER_REST_DRAM_SHARE + (rest - self._rest) * _SEQUENCE_REST_DRAM_SHARE
+        return self._rest * self._layer_rest_share + (rest - self._rest) * self._sequence_rest_share
 
 
 def water_level(wants: Sequence[float]) -> float:
