@@ -309,6 +309,14 @@ async def test_metrics_break_on_demand(bench: Bench, http: httpx.AsyncClient) ->
     await bench.steer("exporter", fault="none", absent=[])
 
 
+async def test_a_stranger_holds_memory_that_no_pod_explains(bench: Bench) -> None:
+    assert (await bench.steer("stranger", gpu=GPUS[1].uuid, bytes=8 * GIB)).json() == {"fb_used_bytes": 8 * GIB}
+    refused = await bench.steer("stranger", gpu=GPUS[1].uuid, bytes=800 * GIB)
+    assert refused.status_code == 400
+    assert (await bench.steer("stranger", gpu=GPUS[1].uuid, bytes=0)).json() == {"fb_used_bytes": 0}
+    assert "is no GPU here" in (await bench.steer("stranger", gpu="GPU-x", bytes=1)).json()["error"]
+
+
 async def test_sigterm_while_it_loads_ends_it_at_once(bench: Bench) -> None:
     await bench.steer("start", seconds=60)
     await bench.apply(engine("slow", *SHAPE, gpu=1))

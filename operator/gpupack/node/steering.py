@@ -12,6 +12,7 @@ For demos, journeys and people; nothing that the operator sees goes through it.
     POST   /engine-metrics           {"pod": "ns/name", "fault": "none|unreachable|empty|nan|frozen"}
     POST   /exporter                 {"fault": "none|unreachable|blank|nan|frozen", "absent": ["dram_active", ...]}
     POST   /start                    {"seconds": 12}: start-up time of engines from now on
+    POST   /stranger                 {"gpu": "GPU-...", "bytes": 8e9}: memory that no pod explains; 0 takes it away
 
 Answers are JSON; what is wrong with a request is said with status 400.
 """
@@ -28,6 +29,7 @@ from typing import Any, Self, TypeVar
 from aiohttp import web
 
 from gpupack.errors import Invalid
+from gpupack.node.device_memory import OutOfMemory
 from gpupack.node.endpoints import Endpoints
 from gpupack.node.engine_program import EngineProgram, Serving, Site
 from gpupack.node.engine_server import MetricsFault
@@ -36,9 +38,11 @@ from gpupack.node.hardware import Slot
 from gpupack.node.load import Dealer, Load, Reachable, Router
 from gpupack.node.meter import EngineWindow, GpuWindow, Meter, merged_mean, quantile
 from gpupack.twin.arrivals import Lengths
+from gpupack.units import Bytes
 
 DEFAULT_WINDOW_SECONDS = 10.0
 DEFAULT_CV = 0.9
+STRANGER = "stranger"
 LOAD_FIELDS = frozenset({
     "service", "pod", "rate", "rates", "concurrency", "input_tokens", "output_tokens", "input_cv", "output_cv",
     "router",
@@ -74,6 +78,7 @@ class Steering:
         app.router.add_post("/engine-metrics", self._break_engine_metrics)
         app.router.add_post("/exporter", self._break_exporter)
         app.router.add_post("/start", self._set_start)
+        app.router.add_post("/stranger", self._hold_memory)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
@@ -128,6 +133,19 @@ class Steering:
     async def _set_start(self, request: web.Request) -> web.Response:
         self._site.start_seconds = _real(await _body(request), "seconds")
         return web.json_response({"seconds": self._site.start_seconds})
+
+    async def _hold_memory(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        slots = {slot.card.uuid: slot for slot in self._site.hardware.slots.values()}
+        slot = slots.get(str(body.get("gpu")))
+        if slot is None:
+            raise Invalid("gpu", f"{body.get('gpu')!r} is no GPU here", f"give one of {sorted(slots)}")
+        slot.memory.release(STRANGER)
+        try:
+            slot.memory.take(STRANGER, Bytes(int(_real(body, "bytes"))))
+        except OutOfMemory as problem:
+            raise Invalid("bytes", str(problem), f"give at most {slot.memory.free}") from problem
+        return web.json_response({"fb_used_bytes": slot.memory.used})
 
     def _program(self, body: Mapping[str, Any]) -> EngineProgram:
         program = self._site.running.get(str(body.get("pod")))
