@@ -457,3 +457,34 @@ def test_a_deleted_pod_comes_back_under_its_name() -> None:
     world.run(60.0)
     assert world.started == [name, name]
     assert world.ready == {"chat": 1}
+
+
+def test_a_pod_that_failed_after_a_while_is_replaced_under_its_name() -> None:
+    world = packed_world().run(100.0)
+    name = world.started[0]
+    next(iter(world.pods.values())).phase = Phase.FAILED
+    world.run(60.0)
+    assert world.started == [name, name]
+    assert world.ready == {"chat": 1}
+
+
+def test_a_gpu_whose_node_is_gone_loses_its_replicas_to_another() -> None:
+    world = packed_world().run(60.0)
+    seen = world.observe()
+    pod = replace(seen.replicas[0], phase=Phase.STOPPING, deletion_at=Seconds(world.at))
+    dead = tuple(replace(each, node_ready=each.gpu.uuid != gpu(0).uuid) for each in seen.gpus)
+    outcome = reconcile(replace(seen, replicas=(pod,), gpus=dead))
+    assert outcome.pool_status.plan is not None
+    assert [each.reason for each in outcome.pool_status.plan.records] == ["Withdrawn"]
+    after = reconcile(replace(seen, replicas=(pod,), gpus=dead, plan=outcome.pool_status.plan))
+    assert after.pool_status.plan is not None
+    assert [each.gpu_uuid for each in after.pool_status.plan.placements] == [gpu(1).uuid]
+
+
+def test_a_change_of_sharing_replaces_the_claim_before_the_pod() -> None:
+    world = World([gpu(0)], [serving("chat", batch=64)], {CHAT: 5.0}).run(60.0)
+    world.edit(CHAT, serving("chat", batch=64, sharing=SharingWish.EXCLUSIVE))
+    world.run(60.0)
+    assert [claim.sharing for claim in world.claims.values()] == [Sharing.EXCLUSIVE]
+    assert world.ready == {"chat": 1}
+    assert len(world.started) == 2

@@ -184,7 +184,7 @@ def mismatch(engines: Iterable[str], planned: int) -> str:
 
 
 def goes_past(reasons: Iterable[Reason]) -> str:
-    return f"The manual count goes past {_and(each.value for each in reasons)}."
+    return f"At full batches the manual count goes past {_and(each.value for each in reasons)}."
 
 
 def ready(count: int, planned: int) -> str:

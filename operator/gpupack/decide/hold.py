@@ -68,6 +68,9 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
             return None
         return obstacle(placement)
     said = f": {pod.message}" if pod.message else ""
+    gpu = facts.gpus.get(placement.gpu_uuid)
+    if pod.deletion_at is not None and gpu is not None and not gpu.node_ready:
+        return f"node {gpu.gpu.node} is not ready and its pods are taken away"
     if pod.phase is Phase.PENDING and facts.at - pod.created_at > deadline:
         return f"it stayed Pending for {deadline:.0f} s{said}"
     if pod.phase is Phase.STARTING and pod.restarts >= CRASHES:

@@ -138,12 +138,17 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
 
 
 def unexplained_memory(board: Board, uuid: str) -> float | None:
-    """Framebuffer in use minus what gpupack's pods hold there; None without a reading."""
-    used = board.facts.gpus[uuid].fb_used
-    if isinstance(used, Missing):
+    """Framebuffer in use minus the most that gpupack's pods may hold there; None without a reading."""
+    gpu = board.facts.gpus[uuid]
+    if isinstance(gpu.fb_used, Missing):
         return None
-    pods = board.facts.replicas_on.get(uuid, ())
-    return used - sum(board.memory_of(each, uuid) for each in pods if each.phase is not Phase.PENDING)
+    ours = 0.0
+    for each in board.facts.replicas_on.get(uuid, ()):
+        if each.phase is Phase.PENDING:
+            continue
+        known = each.serving in board.facts.servings
+        ours += board.prospects.most_memory_of(gpu.gpu.kind, board.kin(each)) if known else board.memory_of(each, uuid)
+    return gpu.fb_used - ours
 
 
 def max_replicas(candidate: Candidate) -> Iterable[Verdict]:

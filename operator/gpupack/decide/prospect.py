@@ -133,6 +133,13 @@ class Prospects:
             self._memory[kind.name, kin] = found
         return found
 
+    def most_memory_of(self, kind: GpuKind, kin: Kin) -> float:
+        """Bytes that one engine may hold if every part is at the upper end of what is believed of it."""
+        serving = self.servings[kin.serving]
+        parts = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind)
+        every = (parts.weights, parts.context, parts.graphs, parts.activation, parts.kv_cache)
+        return sum(part.high for part in every)
+
     def _predict(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
         groups = tuple(self._group(kind, kin, count, rates.get(kin.serving)) for kin, count in mix)
         engines = sum(count for _, count in mix)

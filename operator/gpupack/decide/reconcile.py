@@ -158,11 +158,12 @@ def _in_turn(board: Board, demands: Mapping[ServingKey, Demand]) -> list[Serving
 
 
 def _forget(board: Board) -> None:
-    """Placements of servings that are gone, and on GPUs that are gone with the pod; deadlines that are over."""
+    """Placements of servings that are gone, and on GPUs that are gone with their pod; deadlines that are over."""
     facts = board.facts
     for placement in board.placements:
         known = placement.serving in facts.servings or placement.serving in facts.refused
-        lost = placement.gpu_uuid not in facts.gpus and board.pod(placement) is None
+        pod = board.pod(placement)
+        lost = placement.gpu_uuid not in facts.gpus and (pod is None or pod.deletion_at is not None)
         if not known or lost:
             board.remove(placement)
     board.withdrawn = {
