@@ -94,7 +94,10 @@ def finish_rate(serving: Serving, shape: Shape, kind: GpuKind, engines: int) -> 
 
 
 class World:
-    """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`."""
+    """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`.
+
+    `live_lengths` are what requests really have (input and output tokens) where that is not what was declared.
+    """
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class World:
         self.plan: Plan | None = None
         self.version = 0
         self.blind: dict[str, Cause] = {}
+        self.live_lengths: dict[ServingKey, tuple[float, float]] = {}
         self.holders: list[Holder] = []
         self.refused: list[Refused] = []
         self.stuck: set[str] = set()
@@ -247,22 +251,23 @@ class World:
             )  # fmt: skip
         arrivals = sum(entry[1] for entry in inside) / len(inside)
         finished = sum(entry[2] for entry in inside) / len(inside)
-        lengths = pod.serving.lengths
+        declared = pod.serving.lengths
+        given, made = self.live_lengths.get(pod.placement.serving, (declared.input_mean, declared.output_mean))
         idle = finished * span < 1.0
         none: Measured = Missing(cause=Cause.TOO_SHORT, origin="vllm")
         return EngineWindow(
             seconds=Seconds(span),
             arrivals=self._read(arrivals),
             finished=self._read(finished),
-            prompt_tokens=self._read(finished * lengths.input_mean),
-            generation_tokens=self._read(finished * lengths.output_mean),
+            prompt_tokens=self._read(finished * given),
+            generation_tokens=self._read(finished * made),
             preemptions=self._read(0.0),
             itl_mean=none if idle else self._read(0.010),
             itl_p95=none if idle else self._read(0.015),
             ttft_mean=none if idle else self._read(0.050),
             ttft_p95=none if idle else self._read(0.100),
-            input_mean=none if idle else self._read(lengths.input_mean),
-            output_mean=none if idle else self._read(lengths.output_mean),
+            input_mean=none if idle else self._read(given),
+            output_mean=none if idle else self._read(made),
             running_mean=self._read(pod.placement.shape.max_num_seqs * self._share(pod)),
             waiting_least=self._read(min(pod.waiting, pod.waiting_before)),
         )
