@@ -31,12 +31,12 @@ def test_live_lengths_change_the_shape_only_for_a_gain_that_lasts_and_not_too_of
     world.run(60.0)
     assert world.plan is not None
     assert shape(world) == first, "not before the gain has held"
-    world.run(300.0)
+    world.run(120.0)
     assert shape(world).kv_cache_memory_bytes != first.kv_cache_memory_bytes
     assert {pod.placement.shape for pod in world.pods.values()} == {shape(world)}
     again = shape(world)
     world.live_lengths[CHAT] = (512.0, 256.0)
-    world.run(120.0)
+    world.run(100.0)
     assert shape(world) == again, "at most once an interval"
 
 
