@@ -34,7 +34,7 @@ from gpupack.facts.policy import Policy
 from gpupack.kube import labels
 from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
-from gpupack.kube.perform import Performer, commit
+from gpupack.kube.perform import Performer, commit, commit_orphan
 from gpupack.metrics.scrape import EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
@@ -47,6 +47,9 @@ READ_BACK_SECONDS = 5.0
 """How long a tick waits to see its own write of the plan; then it looks anyway, and a conflict may drop it."""
 LAST_TICK_SECONDS = 5.0
 """A tick that is under way when the process is asked to end gets this long."""
+ORPHAN_SECONDS = 2.0
+LEAST_GAP_SECONDS = Policy().least_gap
+AFTER_FAILURE_SECONDS = Policy().tick
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
 
@@ -87,7 +90,7 @@ class PoolTask:
     ) -> None:  # fmt: skip
         self.name = name
         self.wake = asyncio.Event()
-        self.turned_at = time.monotonic()
+        self.turned_at: float | None = None
         self._api = api
         self._mirrors = mirrors
         self._scraper = scraper
@@ -106,41 +109,41 @@ class PoolTask:
         """Until the pool is gone from its mirror or `stop` is called."""
         await self._mirrors.synced()
         async with self._scraper:
-            while not self._stopping and (scene := scene_of(self._mirrors, self.name)) is not None:
+            while not self._stopping:
                 self.wake.clear()
                 self.turned_at = time.monotonic()
-                wake_in = await self._tick_or_say_why_not(scene)
-                await self._rest(scene.pool.policy.least_gap, wake_in)
+                if (wake_in := await self._tick_or_say_why_not()) is None:
+                    break
+                await self._rest(wake_in)
         self._telemetry.forget(self.name)
 
-    async def _rest(self, least: float, wake_in: float) -> None:
+    async def _rest(self, wake_in: float) -> None:
         if self._stopping:
             return
-        await asyncio.sleep(least)  # gathers a burst of changes into one tick
+        await asyncio.sleep(LEAST_GAP_SECONDS)  # gathers a burst of changes into one tick
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, wake_in - least)):
+            async with asyncio.timeout(max(0.0, wake_in - LEAST_GAP_SECONDS)):
                 await self.wake.wait()
 
-    async def _tick_or_say_why_not(self, scene: Scene) -> Seconds:
-        """How long to wait after it. The one place where an unexpected exception does not end the operator."""
-        policy = scene.pool.policy
+    async def _tick_or_say_why_not(self) -> Seconds | None:
+        """How long to wait after it, None if the pool is gone. The one place where a bug does not end the operator."""
         started = time.monotonic()
         try:
-            return await self._tick(scene)
+            scene = scene_of(self._mirrors, self.name)
+            return None if scene is None else await self._tick(scene)
         except Conflict as conflict:
             self._say(
-                logging.INFO, "somebody wrote the pool since it was seen; the tick is dropped", "Conflict", conflict
+                logging.INFO, "somebody wrote the pool since it was seen; this tick is dropped", "Conflict", conflict
             )
-            return policy.least_gap
+            return LEAST_GAP_SECONDS
         except Unavailable as problem:
             self._say(logging.WARNING, "the tick ended early", "Unavailable", problem)
-            return policy.tick
         except Exception:
             self._telemetry.dropped(self.name, "Bug")
             log.exception("the tick failed; this is a bug", extra={"pool": self.name})
-            return policy.tick
         finally:
             self._telemetry.ticked(self.name, time.monotonic() - started)
+        return AFTER_FAILURE_SECONDS
 
     def _say(self, level: int, sentence: str, cause: str, problem: Exception) -> None:
         self._telemetry.dropped(self.name, cause)
@@ -214,6 +217,7 @@ class Operator:
         self.mirrors = Mirrors(self._api, _lookups(), self.stir)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
+        self._stirred = asyncio.Event()
         self._stopping = False
 
     def stir(self) -> None:
@@ -222,6 +226,20 @@ class Operator:
             self.attend(pool.name)
         for task in self.pools.values():
             task.wake.set()
+        self._stirred.set()
+
+    async def tell_orphans(self) -> None:
+        """Servings whose pool does not exist have no task that could tell them so."""
+        await self.mirrors.synced()
+        while True:
+            self._stirred.clear()
+            now = Seconds(round(time.time(), 3))
+            for resource in self.mirrors.servings.all():
+                if self.mirrors.pools.get("", resource.pool) is None and not resource.deleting:
+                    with contextlib.suppress(Unavailable):  # it is said again after the next change
+                        await commit_orphan(self._api, resource, now)
+            await asyncio.sleep(ORPHAN_SECONDS)  # a pool that is applied together with its servings comes meanwhile
+            await self._stirred.wait()
 
     def attend(self, name: str) -> None:
         """Starts the task of a pool that has none, and wakes it."""
@@ -247,7 +265,7 @@ class Operator:
             log.error("the task of pool %s died and is started again by its next event", name, exc_info=problem)
 
     async def start(self) -> None:
-        self._followers = [asyncio.create_task(run) for run in self.mirrors.runs()]
+        self._followers = [asyncio.create_task(run) for run in (*self.mirrors.runs(), self.tell_orphans())]
         for follower in self._followers:
             follower.add_done_callback(_end_if_it_died)
 
@@ -268,7 +286,10 @@ class Operator:
         """An API server that is away is no reason to restart; a loop that does not turn is."""
         now = time.monotonic()
         ticks = {pool.name: pool.policy.tick for pool in self.mirrors.pools.all()}
-        return all(now - pool.turned_at < STUCK_SECONDS + ticks.get(name, 0.0) for name, pool in self.pools.items())
+        return all(
+            pool.turned_at is None or now - pool.turned_at < STUCK_SECONDS + ticks.get(name, 0.0)
+            for name, pool in self.pools.items()
+        )
 
     def is_ready(self) -> bool:
         return all(mirror.synced.is_set() for mirror in self.mirrors.each())
@@ -309,7 +330,7 @@ class Operator:
 def _end_if_it_died(follower: asyncio.Task[None]) -> None:
     """Without a mirror every pool would hold for ever; a new process begins with whole ones."""
     if not follower.cancelled() and (problem := follower.exception()) is not None:
-        log.critical("a mirror died; the operator ends", exc_info=problem)
+        log.critical("a background task died; the operator ends", exc_info=problem)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -193,6 +193,18 @@ def test_a_serving_that_cannot_be_carried_out_says_so_in_a_condition(operator: R
     operator.cluster.kubectl("delete", "msv", "wrong")
 
 
+def test_a_serving_whose_pool_does_not_exist_is_told_so_and_taken_up_when_it_comes(operator: Running) -> None:
+    cluster = operator.cluster
+    cluster.apply(serving("early", poolName="default", mode="Advise"))
+    cluster.kubectl("delete", "gpool", "default", "--ignore-not-found")
+    until(lambda: condition(operator.status("msv", "early"), "Accepted") == "False")
+    (said,) = {each["message"] for each in operator.status("msv", "early")["conditions"]}
+    assert said == "There is no GpuPool 'default'. Create it, or name another in spec.poolName."
+    cluster.apply(pool())
+    until(lambda: condition(operator.status("msv", "early"), "Accepted") == "True")
+    cluster.kubectl("delete", "msv", "early")
+
+
 def test_deletion_is_quick_and_leaves_nothing(operator: Running) -> None:
     cluster = operator.cluster
     cluster.apply(pool(), serving("chat"))

@@ -14,7 +14,7 @@ from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube.api import Api, Conflict
 from gpupack.kube.manifests import claim_name
 from gpupack.kube.observe import POOLS, Scene
-from gpupack.kube.perform import Performer, commit
+from gpupack.kube.perform import Performer, commit, commit_orphan
 from gpupack.kube.pool_resource import pool_resource, pool_status_to_dict
 from gpupack.kube.serving_resource import serving_status_to_dict
 from gpupack.plan import (
@@ -143,6 +143,15 @@ async def test_only_servings_that_changed_are_written_and_a_missing_one_is_passe
     assert write.body["metadata"]["uid"] == UID
     assert write.body["status"]["replicas"] == 2
     assert committed.statuses == 1
+
+
+async def test_a_serving_whose_pool_does_not_exist_is_told_so_once(server: TinyApi, api: Api) -> None:
+    assert await commit_orphan(api, scene().resources[KEY], AT)
+    (write,) = server.writes
+    assert [each["reason"] for each in write.body["status"]["conditions"]] == ["PoolNotFound"] * 2
+    told = scene(status=write.body["status"]).resources[KEY]
+    assert not await commit_orphan(api, told, Seconds(AT + 60.0))
+    assert len(server.writes) == 1
 
 
 async def test_a_serving_that_is_deleted_meanwhile_stops_nothing(server: TinyApi, api: Api) -> None:

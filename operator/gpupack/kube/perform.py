@@ -17,15 +17,18 @@ from typing import Any, assert_never
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.kube import labels, manifests
 from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
+from gpupack.kube.conditions import conditions_to_list
 from gpupack.kube.observe import POOLS, Scene
 from gpupack.kube.pool_resource import pool_status_to_dict
-from gpupack.kube.serving_resource import serving_status_to_dict
+from gpupack.kube.serving_resource import ServingResource, serving_status_to_dict
 from gpupack.kube.times import rfc3339_micro
 from gpupack.plan import (
     Action,
     ApplyBudget,
     ApplyClaim,
     ApplyService,
+    Condition,
+    ConditionType,
     DeleteClaim,
     LeaveService,
     Outcome,
@@ -33,6 +36,7 @@ from gpupack.plan import (
     StartReplica,
     StopReplica,
     Tell,
+    Truth,
 )
 from gpupack.units import Seconds
 
@@ -85,6 +89,24 @@ def _ordered(status: Mapping[str, Any]) -> Json:
     return {**status, "conditions": conditions}
 
 
+async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bool:
+    """Says on a serving that its pool does not exist; what runs of it goes on. Whether anything was written.
+
+    Raises Unavailable if the API does not answer.
+    """
+    unknown = f"There is no GpuPool {resource.pool!r}. Create it, or name another in spec.poolName."
+    conditions = (
+        Condition(type=ConditionType.ACCEPTED, truth=Truth.FALSE, reason="PoolNotFound", message=unknown),
+        Condition(type=ConditionType.READY, truth=Truth.UNKNOWN, reason="PoolNotFound", message=unknown),
+    )
+    before = resource.status
+    listed = conditions_to_list(conditions, before.get("conditions", ()), now=now, generation=resource.generation)
+    wanted = {**before, "observedGeneration": resource.generation, "conditions": listed}
+    if _same(wanted, before):
+        return False
+    return await _apply_serving_status(api, resource.key, resource.uid, wanted)
+
+
 def _acts(outcome: Outcome) -> bool:
     return any(not isinstance(action, Tell) for action in outcome.actions)
 
@@ -98,13 +120,16 @@ async def _write_serving_status(
     wanted = serving_status_to_dict(status, resource.status, now=now)
     if _same(wanted, resource.status):
         return False
-    key = status.serving
-    body = _with_status("ModelServing", {"name": key.name, "namespace": key.namespace}, status.uid, wanted)
     async with gate:
-        try:
-            await api.apply(f"{_custom(key.namespace, 'modelservings')}/{key.name}/status", body)
-        except (NotFound, Conflict):
-            return False  # gone, or another of its name: the mirror will say so
+        return await _apply_serving_status(api, status.serving, status.uid, wanted)
+
+
+async def _apply_serving_status(api: Api, key: ServingKey, uid: str, status: Json) -> bool:
+    body = _with_status("ModelServing", {"name": key.name, "namespace": key.namespace}, uid, status)
+    try:
+        await api.apply(f"{_custom(key.namespace, 'modelservings')}/{key.name}/status", body)
+    except (NotFound, Conflict):
+        return False  # gone, or another of its name: the mirror will say so
     return True
 
 
