@@ -77,13 +77,22 @@ def _nothing(replicas: int) -> float:
 
 
 def closing_order(board: Board, serving: ServingKey) -> tuple[Placement, ...]:
-    """The serving's placements in the order in which they are given up: what is not ready, then the last GPU first."""
+    """The serving's placements in the order in which they are given up.
+
+    First what stands on a GPU that the pool has no more, then what is not ready, then the last GPU that was opened.
+    """
     opened: dict[str, float] = {}
     for placement in board.of[serving]:
         opened[placement.gpu_uuid] = min(opened.get(placement.gpu_uuid, placement.planned_at), placement.planned_at)
     return tuple(
         sorted(
             board.of[serving],
-            key=lambda each: (board.is_ready(each), -opened[each.gpu_uuid], each.gpu_uuid, -each.slot),
+            key=lambda each: (
+                each.gpu_uuid in board.facts.gpus,
+                board.is_ready(each),
+                -opened[each.gpu_uuid],
+                each.gpu_uuid,
+                -each.slot,
+            ),
         )
     )

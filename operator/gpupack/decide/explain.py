@@ -100,11 +100,17 @@ def _are(count: float) -> str:
     return "is" if count == 1 else "are"
 
 
-def added(uuid: str, planned: int, wanted: int, effect: PredictedEffect | None, against: Iterable[Verdict]) -> str:
-    """One more replica was planned: where, why, and what it should bring."""
+def added(
+    uuid: str,
+    planned: int,
+    wanted: int,
+    effect: PredictedEffect | None,
+    gain: float | None,
+    against: Iterable[Verdict],
+) -> str:
+    """One more replica was planned: where, why, and what it should bring. `gain` is None for the first on a GPU."""
     text = f"Replica {planned} goes to {place(uuid)}; {wanted} {_are(wanted)} wanted."
-    if effect is not None and effect.tokens_per_second_before > 0:
-        gain = effect.tokens_per_second_after / effect.tokens_per_second_before - 1.0
+    if effect is not None and gain is not None:
         text += (
             f" Predicted: {percent(gain):+.0f} % throughput at full batches, saturation"
             f" {percent(effect.saturation_after):.0f} %, inter-token latency {milliseconds(effect.itl_after):.1f} ms."

@@ -119,7 +119,8 @@ def to_give_up(board: Board, serving: Serving, demand: Demand, record: Record | 
             surplus = seen_since and planned > scaling.min_replicas
     if not surplus:
         return None
-    return next((each for each in closing_order(board, serving.key) if each.gpu_uuid not in board.touched), None)
+    first = closing_order(board, serving.key)[0]
+    return None if first.gpu_uuid in board.touched else first
 
 
 def is_outdated(board: Board, serving: Serving, sharing: Sharing, placement: Placement) -> bool:

@@ -216,7 +216,8 @@ def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
 def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
     """Every engine on the GPU against its own promise, at the loads to expect once the replica has its share.
 
-    A first token that already comes too late is no objection to a replica that makes it come sooner.
+    A first token that already comes too late is no objection to a replica that makes it come sooner, nor is a load of
+    the serving's own that its engines cannot carry: that is why one more is asked for.
     """
     board = candidate.board
     kind = candidate.gpu.gpu.kind
@@ -242,6 +243,8 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
         ttft, was = ttft_of(group, slo), before.get(kin)
         earlier = None if was is None else ttft_of(was, slo)
         if was is not None and earlier is None:
+            continue
+        if ttft is None and kin.serving == candidate.serving.key:
             continue
         if ttft is None:
             load = _predicted(1.0 if group.utilization is None else group.utilization, after)
@@ -503,6 +506,15 @@ def went_past(board: Board, serving: Serving) -> tuple[Reason, ...]:
             if slo is not None and slo.itl is not None and itl_of(group, slo) > slo.itl:
                 found.add(Reason.LATENCY_SLO)
     return tuple(sorted(found, key=lambda each: ORDER[each]))
+
+
+def gain_of(board: Board, placement: Placement) -> float | None:
+    """What this replica adds to the throughput of its GPU at full batches, as a share, in units of lone engines."""
+    gpu, after = board.facts.gpus.get(placement.gpu_uuid), board.mix(placement.gpu_uuid)
+    before = with_one(after, board.kin(placement), -1)
+    if gpu is None or not before or not board.prospects.knows(after):
+        return None
+    return board.prospects.worth(gpu.gpu.kind, after) / board.prospects.worth(gpu.gpu.kind, before) - 1.0
 
 
 def effect(board: Board, placement: Placement) -> PredictedEffect | None:

@@ -15,7 +15,7 @@ from gpupack.decide.board import Board
 from gpupack.decide.capacity import capacity_of
 from gpupack.decide.demand import Basis, Demand, ask
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, placement_of, renew, to_give_up, withdraw
-from gpupack.decide.pack import Survey, effect, sharing_of, survey
+from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey
 from gpupack.decide.prospect import Prospects
 from gpupack.decide.shapes import choose
 from gpupack.decide.steps import obstacle, steps
@@ -247,19 +247,17 @@ def _added(board: Board, serving: Serving, sharing: Sharing, demand: Demand, fou
         planned_at=board.facts.at,
     )
     board.add(placement)
+    gain = gain_of(board, placement)
     brings = effect(board, placement)
-    message = explain.added(uuid, len(board.of[serving.key]), demand.wanted, brings, found.past)
+    message = explain.added(uuid, len(board.of[serving.key]), demand.wanted, brings, gain, found.past)
     if is_opening:
         used = [each for each in found.verdicts if each.subject != uuid]
         message = f"{message} {explain.opened(uuid, used)}"
-    gain = 0.0
-    if brings is not None and brings.tokens_per_second_before > 0:
-        gain = brings.tokens_per_second_after / brings.tokens_per_second_before - 1.0
     return Decision(
         reason=Step.ADDED,
         subject=uuid,
         message=message,
-        observed=gain,
+        observed=0.0 if gain is None else gain,
         limit=board.facts.policy.least_marginal_gain,
         unit=Unit.RATIO,
         at_least=True,
