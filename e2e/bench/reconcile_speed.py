@@ -11,6 +11,7 @@ import argparse
 import random
 import statistics
 import time
+from collections import Counter
 from dataclasses import replace
 
 from gpupack import catalog
@@ -18,11 +19,13 @@ from gpupack.decide.reconcile import reconcile
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.llm import Dtype
 from gpupack.facts.observation import (
+    Cause,
     ClaimSeen,
     EngineSeen,
     EngineWindow,
     GpuSeen,
     Measured,
+    Missing,
     NodeSeen,
     Observation,
     Phase,
@@ -138,7 +141,7 @@ def world(gpus: int, servings: int, engines: int, load: float) -> Observation:
 
 def _gpu(gpu: Gpu, engines: int, load: float) -> GpuSeen:
     return GpuSeen(
-        gpu=gpu, node_ready=True, dram_active=_read(0.1 * engines * load), fb_used=_read(engines * 5.0 * GIB),
+        gpu=gpu, node_ready=True, dram_active=_read(0.1 * engines * load), fb_used=_read(engines * 3.0 * GIB),
         power=_read(300.0),
     )  # fmt: skip
 
@@ -155,7 +158,7 @@ def _replica(placement: Placement) -> ReplicaSeen:
 
 def _engine(placement: Placement, load: float) -> EngineSeen:
     shape = placement.shape
-    rate = 20.0 * load
+    rate = 40.0 * load
     windows = tuple(
         EngineWindow(
             seconds=Seconds(seconds), arrivals=_read(rate), finished=_read(rate), prompt_tokens=_read(rate * 512),
@@ -168,7 +171,7 @@ def _engine(placement: Placement, load: float) -> EngineSeen:
     return EngineSeen(
         replica=placement.name, running=_read(shape.max_num_seqs * load * 1.1), waiting=_read(0.0),
         waiting_before=_read(0.0), kv_usage=_read(0.5), kv_blocks=_read(1.0), windows=windows,
-        peak_arrivals=_read(rate * 1.1),
+        peak_arrivals=Missing(cause=Cause.TOO_SHORT, origin="bench"),
     )  # fmt: skip
 
 
@@ -190,15 +193,18 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=400)
     parser.add_argument("--ticks", type=int, default=20)
     asked = parser.parse_args()
-    for load in (0.3, 0.7):
+    for load in (0.2, 0.9):
         observation = world(asked.gpus, asked.servings, asked.engines, load)
         cold = timed(observation)
+        plan = reconcile(observation).pool_status.plan
+        observation = replace(observation, plan=plan)
         warm = [timed(observation) for _ in range(asked.ticks)]
         outcome = reconcile(observation)
+        reasons = Counter(record.reason for record in plan.records) if plan is not None else {}
         print(
             f"load {load:.0%}: {len(observation.gpus)} GPUs, {len(observation.servings)} servings,"
             f" {len(observation.replicas)} engines; cold {cold:.0f} ms, warm median {statistics.median(warm):.1f} ms,"
-            f" worst {max(warm):.1f} ms; {len(outcome.verdicts)} verdicts, plan changed: {outcome.plan_changed}"
+            f" worst {max(warm):.1f} ms; {dict(reasons)}, {len(outcome.verdicts)} verdicts"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from gpupack.decide.prospect import Kin, Mix, Prospects
+from gpupack.decide.prospect import Kin, Mix, Prospects, mix_of
 from gpupack.facts.estimate import Estimate
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
@@ -52,6 +52,7 @@ class Board:
             self.of[placement.serving].append(placement)
         self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
         self.saturations: dict[str, tuple[Estimate, Ratio]] = {}
+        self._kin: dict[int, tuple[Member, Kin]] = {}
         self._mixes: dict[str, Mix] = {}
         self._namespaces: dict[str, frozenset[str]] = {}
         self._held: dict[str, Bytes] = {}
@@ -107,11 +108,15 @@ class Board:
     def mix(self, uuid: str) -> Mix:
         found = self._mixes.get(uuid)
         if found is None:
-            found = self._mixes[uuid] = self.prospects.mix(self.on[uuid])
+            found = self._mixes[uuid] = mix_of(self.kin(each) for each in self.on[uuid])
         return found
 
     def kin(self, each: Member) -> Kin:
-        return self.prospects.kin(each.serving, each.shape)
+        """Kept by identity, because looking up a shape is most of the work; what is kept cannot be somebody else."""
+        found = self._kin.get(id(each))
+        if found is None:
+            found = self._kin[id(each)] = (each, self.prospects.kin(each.serving, each.shape))
+        return found[1]
 
     def namespaces(self, uuid: str) -> frozenset[str]:
         """Whose claim the GPU carries, or will: a device is shared by claims of one namespace only."""

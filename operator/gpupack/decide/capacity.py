@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from gpupack.decide.board import Board
+from gpupack.decide.prospect import mix_of
 from gpupack.facts.placement import Placement
 from gpupack.facts.serving import Serving, ServingKey
 
@@ -34,9 +35,9 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
             if gpu is None:
                 continue
             others = [each for each in board.on[uuid] if each.serving != serving.key]
-            mix = board.prospects.mix([*others, *own])
+            mix = mix_of(board.kin(each) for each in (*others, *own))
             if not board.prospects.knows(mix):
-                mix = board.prospects.mix(own)
+                mix = mix_of(board.kin(each) for each in own)
             total += board.prospects.finish_rate(gpu.gpu.kind, mix, serving.key)
         return total
 

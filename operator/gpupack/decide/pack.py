@@ -28,7 +28,7 @@ FULL_BATCH = 0.9
 """An engine that runs at least this share of its largest batch is called full."""
 CONTRADICTED = 2.0
 """A reading of full engines that is off by more than this factor is on another scale or broken."""
-LOOKED_AT, CLOSED_LOOKED_AT = 16, 4
+OWN_LOOKED_AT, LOOKED_AT, CLOSED_LOOKED_AT = 2, 8, 2
 """So many GPUs of each sort are checked in full for one more replica, the emptiest first."""
 MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
 ORDER = {reason: index for index, reason in enumerate(Reason)}
@@ -406,8 +406,8 @@ def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> 
 def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool) -> tuple[list[str], list[str]]:
     """The GPUs worth a full check: those in use and those not.
 
-    In use: the serving's own, and if it wants more the emptiest of those that are not closed to it, and a few that are
-    closed, for the reason. Of the others those that keep its promise first.
+    In use: the emptiest of the serving's own; if it wants more, also the emptiest of those that are not closed to it,
+    and a few that are closed, for the reason. Of the others those that keep its promise first.
     """
     used = [uuid for uuid in board.facts.gpus if board.is_used(uuid)]
     unused = [uuid for uuid in board.facts.gpus if not board.is_used(uuid)]
@@ -415,9 +415,10 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
     if most is not None and len(used) >= most:
         unused = []
     unused.sort(key=lambda uuid: _is_unreachable(board, serving, uuid))
-    own = {placement.gpu_uuid for placement in board.of[serving.key]}
+    mine = {placement.gpu_uuid for placement in board.of[serving.key]}
+    own = sorted((uuid for uuid in used if uuid in mine), key=lambda uuid: (_load(board, uuid), uuid))[:OWN_LOOKED_AT]
     if not more:
-        return [uuid for uuid in used if uuid in own], unused[:1]
+        return own, unused[:1]
     found = []
     for group in (used, unused):
         closed = {uuid for uuid in group if _is_closed(board, serving, sharing, uuid)}

@@ -16,7 +16,6 @@ from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Missing, Phase
-from gpupack.facts.placement import Placement
 from gpupack.facts.serving import Lengths, Profile, Serving, ServingKey, Shape, Sharing
 from gpupack.perf import calibration, memory, sharing
 from gpupack.perf.prediction import Coefficients, EngineGroup, GpuPrediction
@@ -47,6 +46,10 @@ def with_one(mix: Mix, kin: Kin, change: int = 1) -> Mix:
     return _in_order(counts)
 
 
+def mix_of(engines: Iterable[Kin]) -> Mix:
+    return _in_order(Counter(engines))
+
+
 def _in_order(counts: Mapping[Kin, int]) -> Mix:
     return tuple(sorted(((kin, count) for kin, count in counts.items() if count > 0), key=_order))
 
@@ -71,6 +74,7 @@ class Prospects:
         self._known: dict[Mix, bool] = {}
         self._full: dict[tuple[str, Mix], GpuPrediction] = {}
         self._memory: dict[tuple[str, Kin], Bytes] = {}
+        self._most: dict[tuple[str, Kin], float] = {}
         self._lone: dict[tuple[str, Kin], EngineGroup] = {}
 
     def kin(self, serving: ServingKey, shape: Shape) -> Kin:
@@ -82,9 +86,6 @@ class Prospects:
             )  # fmt: skip
             found = self._kin[serving, shape] = Kin(serving, shape, order)
         return found
-
-    def mix(self, placements: Iterable[Placement]) -> Mix:
-        return _in_order(Counter(self.kin(each.serving, each.shape) for each in placements))
 
     def knows(self, mix: Mix) -> bool:
         """Whether every engine's serving is still there to be predicted."""
@@ -135,10 +136,13 @@ class Prospects:
 
     def most_memory_of(self, kind: GpuKind, kin: Kin) -> float:
         """Bytes that one engine may hold if every part is at the upper end of what is believed of it."""
-        serving = self.servings[kin.serving]
-        parts = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind)
-        every = (parts.weights, parts.context, parts.graphs, parts.activation, parts.kv_cache)
-        return sum(part.high for part in every)
+        found = self._most.get((kind.name, kin))
+        if found is None:
+            serving = self.servings[kin.serving]
+            parts = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind)
+            every = (parts.weights, parts.context, parts.graphs, parts.activation, parts.kv_cache)
+            found = self._most[kind.name, kin] = sum(part.high for part in every)
+        return found
 
     def _predict(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
         groups = tuple(self._group(kind, kin, count, rates.get(kin.serving)) for kin, count in mix)
