@@ -117,8 +117,9 @@ class Stage:
         """Steer the load of `namespace/name`: rate or concurrency, input_tokens, output_tokens."""
         self._asked(self._control.post("/load", json={"service": serving, **load}))
 
-    def no_load(self, serving: str) -> None:
-        self._asked(self._control.delete("/load", params={"target": serving}))
+    def no_load(self, serving: str | None = None) -> None:
+        """No more load on `namespace/name`, or on any."""
+        self._asked(self._control.delete("/load", params={} if serving is None else {"target": serving}))
 
     def steer(self, path: str, **body: object) -> None:
         """Another call of the control door: crash, engine-metrics, exporter, start."""
@@ -128,10 +129,16 @@ class Stage:
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
         """An object or a list of the API server, read as the admin; cheaper than a kubectl process."""
-        answer = self._api.get(path, params=query)
-        if answer.is_error:
-            raise Unavailable(f"GET {path}: {answer.text}")
-        return dict(answer.json())
+        return self._answered(self._api.get(path, params=query))
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A merge patch; a field that is None is taken away."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        return self._answered(self._api.patch(path, content=json.dumps(body), headers=headers))
+
+    def delete(self, path: str, **query: str) -> None:
+        """An object, or all of a list."""
+        self._answered(self._api.delete(path, params=query))
 
     def serving(self, name: str, namespace: str = "default") -> dict[str, Any]:
         return self.get(f"/apis/gpupack.dev/v1alpha1/namespaces/{namespace}/modelservings/{name}")
@@ -152,6 +159,12 @@ class Stage:
 
     def _ended(self, program: str) -> bool:
         return self._keeper.exit_code(program) is not None
+
+    @staticmethod
+    def _answered(answer: httpx.Response) -> dict[str, Any]:
+        if answer.is_error:
+            raise Unavailable(f"{answer.request.method} {answer.request.url}: {answer.text}")
+        return dict(answer.json())
 
     @staticmethod
     def _asked(answer: httpx.Response) -> dict[str, Any]:

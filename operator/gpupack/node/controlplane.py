@@ -188,10 +188,17 @@ class ControlPlane:
         """What `kube-apiserver`, `kube-controller-manager`, `kube-scheduler` or `etcd` has written."""
         return self._keeper.log(program)
 
-    def audit_events(self) -> Iterator[AuditEvent]:
-        """The requests that were answered so far, in the log's order. Only with `audit`."""
+    def audit_position(self) -> int:
+        """Where the audit log ends now, for `audit_events`. Only with `audit`."""
+        assert self._audit, "ControlPlane(audit=True) writes an audit log"
+        log = self.folder / "audit.log"
+        return log.stat().st_size if log.exists() else 0
+
+    def audit_events(self, start: int = 0) -> Iterator[AuditEvent]:
+        """The requests that were answered so far, in the log's order, from a position on. Only with `audit`."""
         assert self._audit, "ControlPlane(audit=True) writes an audit log"
         with (self.folder / "audit.log").open() as log:
+            log.seek(start)
             for line in log:
                 if line.endswith("\n"):  # the last line may be half written
                     yield _audit_event(json.loads(line))
