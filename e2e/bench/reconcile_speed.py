@@ -165,6 +165,7 @@ def _engine(placement: Placement, load: float) -> EngineSeen:
             generation_tokens=_read(rate * 256), preemptions=_read(0.0), itl_mean=_read(0.01), itl_p95=_read(0.02),
             ttft_mean=_read(0.05), ttft_p95=_read(0.1), input_mean=_read(512.0), output_mean=_read(256.0),
             running_mean=_read(shape.max_num_seqs * load), waiting_least=_read(0.0),
+            inside_least=_read(shape.max_num_seqs * load * 0.8), inside_most=_read(shape.max_num_seqs * load),
         )
         for seconds in (30.0, 300.0)
     )  # fmt: skip

@@ -215,9 +215,9 @@ class PoolStatus:
 class Outcome:
     """What one tick asks of the shell: write these statuses, and, only if the plan was read back, do these actions.
 
-    If `plan_changed`, `actions` holds nothing but Tells (said once, after the write succeeded): the next tick acts on the
-    plan as read back. `wake_in` is how long the shell may sleep if nothing stirs. `verdicts` holds every objection of
-    this tick, for the metrics and `explain`.
+    If `plan_changed`, `actions` holds nothing but Tells (said once, after the write succeeded): the next tick acts on
+    the plan as read back. `wake_in` is how long the shell may sleep if nothing stirs. `verdicts` holds every objection
+    of this tick, for the metrics and `explain`.
     """
 
     pool_status: PoolStatus

@@ -43,13 +43,14 @@ def engine(
     waiting: float = 0.0,
     before: float | None = None,
     running: float = 20.0,
-    mean: float | None = None,
+    constant: bool = False,
 ) -> EngineFacts:
     def window(seconds: float, rate: float) -> Traffic:
         return Traffic(
             seconds=Seconds(seconds), arrivals=rate, finished=rate, generation_tokens=rate * 256, itl_mean=0.01,
             itl_p95=0.01, ttft_mean=0.01, ttft_p95=0.01, input_mean=512.0, output_mean=256.0,
-            running_mean=running * 0.8 if mean is None else mean, waiting_least=waiting,
+            running_mean=running, inside_least=(running + waiting) * (1.0 if constant else 0.8),
+            inside_most=running + waiting,
         )  # fmt: skip
 
     return EngineFacts(
@@ -98,8 +99,8 @@ def test_a_large_load_asks_for_the_smallest_count_that_carries_it() -> None:
 
 
 def test_more_waiting_than_a_batch_at_two_scrapes_asks_at_once() -> None:
-    assert demand(1, engine(0.1, waiting=65.0, running=64.0, mean=40.0)).wanted == 2
-    assert demand(1, engine(0.1, waiting=65.0, before=10.0, running=64.0, mean=40.0)).wanted == 1
+    assert demand(1, engine(0.1, waiting=65.0, running=64.0)).wanted == 2
+    assert demand(1, engine(0.1, waiting=65.0, before=10.0, running=64.0)).wanted == 1
 
 
 def test_one_less_is_enough_only_if_the_survivors_hold_the_peak() -> None:
@@ -112,9 +113,9 @@ def test_a_peak_that_was_not_watched_keeps_every_replica() -> None:
 
 
 def test_clients_of_a_constant_number_ask_for_a_slot_each() -> None:
-    constant = engine(20.0, running=60.0, mean=60.0)
+    constant = engine(20.0, running=60.0, constant=True)
     assert (demand(1, constant).basis, demand(1, constant).wanted) == (Basis.CLOSED_LOOP, 1)
-    queued = engine(20.0, running=64.0, mean=64.0, waiting=40.0)
+    queued = engine(20.0, running=64.0, waiting=40.0, constant=True)
     assert demand(1, queued).wanted == 2
 
 
@@ -140,4 +141,4 @@ def test_before_any_reading_the_declared_rate_sets_the_first_count() -> None:
 
 
 def test_a_load_without_end_asks_for_one_more_than_can_be_had() -> None:
-    assert demand(1, engine(8.0, waiting=1e6, running=64.0, mean=30.0)).wanted == MOST + 1
+    assert demand(1, engine(8.0, waiting=1e6, running=64.0)).wanted == MOST + 1

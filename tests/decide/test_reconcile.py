@@ -488,3 +488,10 @@ def test_a_change_of_sharing_replaces_the_claim_before_the_pod() -> None:
     assert [claim.sharing for claim in world.claims.values()] == [Sharing.EXCLUSIVE]
     assert world.ready == {"chat": 1}
     assert len(world.started) == 2
+
+
+def test_memory_of_a_replica_that_has_just_gone_does_not_change_what_is_said() -> None:
+    world = packed_world().run(60.0)
+    seen = world.observe()
+    late = tuple(replace(each, fb_used=replace(each.fb_used, value=float(30 * GIB))) for each in seen.gpus)  # type: ignore[call-arg]
+    assert not reconcile(replace(seen, gpus=late)).plan_changed

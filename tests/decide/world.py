@@ -96,7 +96,8 @@ def finish_rate(serving: Serving, shape: Shape, kind: GpuKind, engines: int) -> 
 class World:
     """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`.
 
-    `live_lengths` are what requests really have (input and output tokens) where that is not what was declared.
+    `live_lengths` are what requests really have (input and output tokens) where that is not what was declared, and
+    `is_open` says that requests come as they like, not when the answer before them is there.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class World:
         self.plan: Plan | None = None
         self.version = 0
         self.blind: dict[str, Cause] = {}
+        self.is_open = True
         self.live_lengths: dict[ServingKey, tuple[float, float]] = {}
         self.holders: list[Holder] = []
         self.refused: list[Refused] = []
@@ -130,7 +132,6 @@ class World:
         self.told: list[Tell] = []
         self.outcome: Outcome | None = None
         self._born = 0
-        self._ticks = 0
 
     # What a tick sees.
 
@@ -234,10 +235,7 @@ class World:
         return 1.0 if pod.waiting > 0 else min(1.0, arrivals / self._rate(pod))
 
     def _running(self, pod: Pod) -> float:
-        """As restless as an open stream of requests."""
-        share = self._share(pod)
-        restless = 1.0 + 0.1 * (-1) ** self._ticks if share < 1.0 else 1.0
-        return pod.placement.shape.max_num_seqs * share * restless
+        return pod.placement.shape.max_num_seqs * self._share(pod)
 
     def _window(self, pod: Pod, seconds: float) -> EngineWindow:
         inside = [entry for entry in pod.history if entry[0] > self.at - seconds]
@@ -253,6 +251,7 @@ class World:
         finished = sum(entry[2] for entry in inside) / len(inside)
         declared = pod.serving.lengths
         given, made = self.live_lengths.get(pod.placement.serving, (declared.input_mean, declared.output_mean))
+        inside = pod.placement.shape.max_num_seqs * self._share(pod) + pod.waiting
         idle = finished * span < 1.0
         none: Measured = Missing(cause=Cause.TOO_SHORT, origin="vllm")
         return EngineWindow(
@@ -270,6 +269,8 @@ class World:
             output_mean=none if idle else self._read(made),
             running_mean=self._read(pod.placement.shape.max_num_seqs * self._share(pod)),
             waiting_least=self._read(min(pod.waiting, pod.waiting_before)),
+            inside_least=self._read(0.8 * inside if self.is_open else inside),
+            inside_most=self._read(inside),
         )
 
     def _peak(self, pod: Pod) -> Measured:
@@ -378,7 +379,6 @@ class World:
         return finish_rate(pod.serving, pod.placement.shape, self.gpus[uuid].kind, max(1, ready))
 
     def advance(self, seconds: float = TICK) -> None:
-        self._ticks += 1
         self.at += seconds
         for name, pod in list(self.pods.items()):
             if pod.deletion_at is not None and self.at - pod.deletion_at >= GONE_AFTER:

@@ -199,7 +199,7 @@ def _replica(placement: Placement, each: Serving, kind: Any, fields: dict[str, A
 
 def _engine(seen: ReplicaSeen, each: Serving, policy: Policy, fields: dict[str, Any]) -> EngineSeen:
     arrivals, waiting = float(fields.get("arrivals", 1.0)), float(fields.get("waiting", 0.0))
-    running = float(fields.get("running", 5.0))
+    running = float(fields.get("running", 20.0))
     per_block = BLOCK_TOKENS * each.llm.kv_bytes_per_token(each.dtype)
     windows = tuple(
         EngineWindow(
@@ -208,7 +208,8 @@ def _engine(seen: ReplicaSeen, each: Serving, policy: Policy, fields: dict[str, 
             generation_tokens=_measured(arrivals * each.lengths.output_mean), preemptions=_measured(0.0),
             itl_mean=_measured(0.010), itl_p95=_measured(0.015), ttft_mean=_measured(0.05), ttft_p95=_measured(0.1),
             input_mean=_measured(each.lengths.input_mean), output_mean=_measured(each.lengths.output_mean),
-            running_mean=_measured(running if fields.get("waiting") else running * 0.8), waiting_least=_measured(0.0),
+            running_mean=_measured(running), waiting_least=_measured(0.0), inside_least=_measured(running * 0.8),
+            inside_most=_measured(running + waiting),
         )
         for seconds in policy.rate_windows
     )  # fmt: skip

@@ -19,9 +19,9 @@ from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ScalingMode, Serving
 
 CONSTANT = 0.02
-"""Running counts that differ by less than this share, and by less than one, are called constant."""
-CONSTANT_FROM = 16
-"""Fewer running requests than this are too few to tell a constant from chance."""
+"""Counts of requests inside an engine that differ by this share at most, or by one, are called constant."""
+CONSTANT_FROM = 8
+"""Fewer requests inside than this are too few to tell a constant from chance."""
 STEADY = 1.05
 """Constant clients' arrivals peak at most this far above their mean."""
 CAPACITY_MOST = 4096
@@ -104,7 +104,7 @@ def _measured(
     waiting = sum(_number(each.waiting) for each in known)
     now = capacity(planned)
     utilization = rate / now if now > 0 else None
-    clients = _constant_clients(known)
+    clients = _constant_clients(known, policy)
     if clients is not None:
         slots = max(1, _largest_batch(serving, facts))
         needed = math.ceil(clients / slots)
@@ -199,29 +199,23 @@ def _queues_pile_up(serving: Serving, facts: Facts, planned: int) -> bool:
     return False
 
 
-def _constant_clients(engines: Sequence[EngineFacts]) -> float | None:
+def _constant_clients(engines: Sequence[EngineFacts], policy: Policy) -> float | None:
     """How many clients wait for their own answer before they ask again; None for an open stream of requests.
 
-    Such clients keep running plus waiting constant: now, at the last scrape, and over every window.
+    Such clients keep running plus waiting constant at every scrape of the longest window; a stream by chance does not.
     """
     total = 0.0
     for engine in engines:
-        if isinstance(engine.running, Missing) or isinstance(engine.waiting, Missing):
+        window = engine.windows[-1] if engine.windows else None
+        if window is None or not _is_long_enough(window, policy):
             return None
-        if not engine.windows or engine.running < CONSTANT_FROM:
+        if isinstance(window.inside_least, Missing) or isinstance(window.inside_most, Missing):
             return None
-        reach = max(1.0, CONSTANT * (engine.running + engine.waiting))
-        for window in engine.windows:
-            if isinstance(window.running_mean, Missing) or isinstance(window.waiting_least, Missing):
-                return None
-            if abs(window.running_mean - engine.running) > reach:
-                return None
-            if engine.waiting - window.waiting_least > reach:
-                return None
-        if isinstance(engine.waiting_before, Missing) or abs(engine.waiting - engine.waiting_before) > reach:
+        reach = max(1.0, CONSTANT * window.inside_most)
+        if window.inside_least < CONSTANT_FROM or window.inside_most - window.inside_least > reach:
             return None
-        total += engine.running + engine.waiting
-    return total if total >= 1 else None
+        total += window.inside_most
+    return total or None
 
 
 def _largest_batch(serving: Serving, facts: Facts) -> int:

@@ -130,6 +130,8 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
     if withdrawn is not None and withdrawn.until > board.facts.at:
         detail = "a replica could not start there; it is not tried again yet"
         yield _held(uuid, withdrawn.until - board.facts.at, 0.0, Unit.SECONDS, detail)
+    if candidate.demand.wanted <= candidate.planned:
+        return  # a reading may still show a replica that has just gone; nobody needs the memory now
     unexplained = unexplained_memory(board, uuid)
     if unexplained is not None and unexplained > candidate.policy.unexplained_memory:
         yield _held(

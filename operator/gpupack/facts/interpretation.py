@@ -55,7 +55,8 @@ class Traffic:
     input_mean: Known
     output_mean: Known
     running_mean: Known
-    waiting_least: Known
+    inside_least: Known
+    inside_most: Known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +205,8 @@ def _traffic(window: EngineWindow, at: Seconds, limit: float) -> Traffic:
         input_mean=_known(window.input_mean, at, limit),
         output_mean=_known(window.output_mean, at, limit),
         running_mean=_known(window.running_mean, at, limit),
-        waiting_least=_known(window.waiting_least, at, limit),
+        inside_least=_known(window.inside_least, at, limit),
+        inside_most=_known(window.inside_most, at, limit),
     )
 
 

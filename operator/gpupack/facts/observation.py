@@ -84,7 +84,11 @@ class ReplicaSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineWindow:
-    """One engine over the last `seconds`: differences of its own counters. Rates are a second."""
+    """One engine over the last `seconds`: differences of its own counters. Rates are a second.
+
+    `inside_least` and `inside_most` are the fewest and most requests that any scrape found running or waiting: clients
+    that wait for their answer before they ask again keep them equal.
+    """
 
     seconds: Seconds
     arrivals: Measured
@@ -100,6 +104,8 @@ class EngineWindow:
     output_mean: Measured
     running_mean: Measured
     waiting_least: Measured
+    inside_least: Measured = Missing(cause=Cause.NO_SERIES, origin="inside")
+    inside_most: Measured = Missing(cause=Cause.NO_SERIES, origin="inside")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

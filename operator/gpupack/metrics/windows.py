@@ -142,6 +142,8 @@ class EngineHistory:
         itl = over(Quantity.ITL, lambda page: page.itl)
         ttft = over(Quantity.TTFT, lambda page: page.ttft)
         load = [entry for entry in self._load if entry[0] >= since]
+        inside = [running + waiting for _, running, waiting in load if running is not None and waiting is not None]
+        unknown = not inside or len(inside) < len(load)
         return EngineWindow(
             seconds=Seconds(span),
             arrivals=reading(_arrivals(first, last, span), at, Quantity.FINISHED),
@@ -157,6 +159,8 @@ class EngineHistory:
             output_mean=mean(Quantity.OUTPUT_LENGTH, over(Quantity.OUTPUT_LENGTH, lambda page: page.output_length)),
             running_mean=reading(_time_mean([(when, running) for when, running, _ in load]), at, Quantity.RUNNING),
             waiting_least=reading(_least([waiting for *_, waiting in load]), at, Quantity.WAITING),
+            inside_least=reading(None if unknown else min(inside), at, Quantity.RUNNING),
+            inside_most=reading(None if unknown else max(inside), at, Quantity.RUNNING),
         )
 
     def _forget(self, at: float, timing: Timing) -> None:
@@ -259,6 +263,8 @@ def _empty_window(span: float, cause: Cause) -> EngineWindow:
         output_mean=missing(Quantity.OUTPUT_LENGTH),
         running_mean=missing(Quantity.RUNNING),
         waiting_least=missing(Quantity.WAITING),
+        inside_least=missing(Quantity.RUNNING),
+        inside_most=missing(Quantity.RUNNING),
     )
 
 
