@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
     "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
+    "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),
 }
