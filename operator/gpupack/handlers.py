@@ -26,7 +26,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from gpupack import catalog
 from gpupack.decide.reconcile import reconcile
-from gpupack.errors import Unavailable
+from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation, Phase, ReplicaSeen
@@ -111,18 +111,19 @@ class PoolTask:
         async with self._scraper:
             while not self._stopping:
                 self.wake.clear()
-                self.turned_at = time.monotonic()
+                self.turned_at = began = time.monotonic()
                 if (wake_in := await self._tick_or_say_why_not()) is None:
                     break
-                await self._rest(wake_in)
+                await self._rest(began, wake_in)
         self._telemetry.forget(self.name)
 
-    async def _rest(self, wake_in: float) -> None:
+    async def _rest(self, began: float, wake_in: float) -> None:
+        """Until something stirs or `wake_in` has passed, but at least the least gap after the last tick began."""
         if self._stopping:
             return
-        await asyncio.sleep(LEAST_GAP_SECONDS)  # gathers a burst of changes into one tick
+        await asyncio.sleep(max(0.0, began + LEAST_GAP_SECONDS - time.monotonic()))  # a burst of changes is one tick
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, wake_in - LEAST_GAP_SECONDS)):
+            async with asyncio.timeout(max(0.0, began + wake_in - time.monotonic())):
                 await self.wake.wait()
 
     async def _tick_or_say_why_not(self) -> Seconds | None:
@@ -344,7 +345,11 @@ def _gpu_by_name(name: str) -> GpuKind:
 
 def _llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
     if config is None:
-        return catalog.llm(name, "spec.model.name")
+        try:
+            return catalog.llm(name, "spec.model.name")
+        except Invalid as unknown:
+            fix = f"{unknown.fix}; or give the fields of its config.json in spec.model.config"
+            raise Invalid(unknown.field, unknown.problem, fix) from None
     fields: dict[str, Any] = dict(config)  # the schema allows exactly these, and one of them is a truth value
     return catalog.llm_from_config(name, catalog.LlmConfig(**fields))
 
