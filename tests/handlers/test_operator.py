@@ -75,7 +75,9 @@ def cluster() -> Iterator[ControlPlane]:
         programs = binaries.obtain(binaries.control_plane())
     except Unavailable as problem:
         pytest.skip(str(problem))
-    with ControlPlane(programs, audit=True, users=(USER,)) as cluster:
+    # No kubelet reports on the node of these tests; it must not be given up for that.
+    patient = ("--node-monitor-grace-period=1h", "--node-startup-grace-period=1h")
+    with ControlPlane(programs, audit=True, users=(USER,), controller_manager_arguments=patient) as cluster:
         cluster.apply(*sorted((ROOT / "crds").glob("*.yaml")))
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         cluster.kubectl("create", "clusterrolebinding", "it", "--clusterrole=cluster-admin", f"--user={USER}")
