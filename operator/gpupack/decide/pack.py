@@ -289,7 +289,9 @@ def _saturation_of(board: Board, uuid: str) -> tuple[Estimate, Ratio]:
     off = gpu.dram_active / full.dram_active if full.dram_active > 0 else float("inf")
     if gpu.dram_active > 1.0 or not 1 / CONTRADICTED <= off <= CONTRADICTED:
         return predicted, policy.unmeasured_saturation_ceiling
-    return Estimate.exact(gpu.dram_active / full.dram_active_max, Source.MEASURED), policy.saturation_ceiling
+    # More than everything is the model's error about what can be reached, not the GPU's doing.
+    measured = min(1.0, gpu.dram_active / full.dram_active_max)
+    return Estimate.exact(measured, Source.MEASURED), policy.saturation_ceiling
 
 
 def _is_full(board: Board, uuid: str, full: GpuPrediction) -> bool:
@@ -458,12 +460,19 @@ def blocking(against: Iterable[Verdict], *, goes_past: bool) -> tuple[Verdict, .
 
 
 def _reason(board: Board, serving: Serving, tried: list[Tried], demand: Demand) -> Verdict | None:
-    """The first objection on the GPU that came closest; among GPUs not in use, if it took those to try."""
+    """The first objection on the GPU that came closest; among GPUs not in use, if it took those to try.
+
+    Ties break by the GPU's uuid and not by load, or a reason would wander between GPUs that are equally full.
+    """
     manual = serving.scaling.mode is ScalingMode.MANUAL
-    firsts = [(uuid, blocking(against, goes_past=manual)[0]) for uuid, against in tried]
+    firsts = [(uuid, blocking(against, goes_past=manual)[0]) for uuid, against in sorted(tried, key=_uuid)]
     if demand.wanted > len(board.of[serving.key]):
         firsts = [each for each in firsts if not board.is_used(each[0])] or firsts
     return max((verdict for _, verdict in firsts), key=lambda each: ORDER[each.reason], default=None)
+
+
+def _uuid(tried: Tried) -> str:
+    return tried[0]
 
 
 def _is_unreachable(board: Board, serving: Serving, uuid: str) -> bool:
