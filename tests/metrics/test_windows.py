@@ -125,6 +125,29 @@ def test_values_outlive_a_failed_scrape_for_three_periods_and_then_are_missing()
     assert _cause(EngineHistory().seen("r", 0.0, TIMING).running) is Cause.UNREACHABLE
 
 
+def test_an_engine_with_requests_inside_that_stands_still_is_stale_until_it_moves() -> None:
+    history = _watched(60.0)
+    for at in (62.0, 64.0, 66.0):
+        history.add(at, _page(60.0), TIMING)
+        assert _value(history.seen("r", at, TIMING).running) == 20.0
+    history.add(68.0, _page(60.0), TIMING)
+    seen = history.seen("r", 68.0, TIMING)
+    assert _cause(seen.waiting) is _cause(seen.windows[0].arrivals) is _cause(seen.peak_arrivals) is Cause.STALE
+    history.add(90.0, _page(60.0), TIMING)
+    for at in range(92, 104, 2):  # it makes up for half a minute at once
+        history.add(float(at), _page(float(at)), TIMING)
+    seen = history.seen("r", 102.0, TIMING)
+    assert _value(seen.windows[0].arrivals) == pytest.approx(5.0)
+    assert _cause(seen.peak_arrivals) is Cause.TOO_SHORT
+
+
+def test_an_empty_engine_may_stand_still() -> None:
+    history = EngineHistory()
+    for at in range(0, 60, 2):
+        history.add(float(at), _page(0.0, running=0.0), TIMING)
+    assert _value(history.seen("r", 58.0, TIMING).windows[0].arrivals) == 0.0
+
+
 def test_no_reading_is_ever_not_finite() -> None:
     history = EngineHistory()
     for at in range(0, 20, 2):

@@ -1,7 +1,8 @@
 """Samples over time: an engine's recent pages to rates and latencies over windows, a GPU's last values to readings.
 
 Everything is a difference of the engine's own counters between two scrapes; a restart (a counter that fell) begins
-anew. Each result is a Reading with the time of the newest sample or a Missing with its cause. Which window is enough
+anew, and an engine with requests inside whose counters stand still is frozen: what it shows is as old as its last move.
+Each result is a Reading with the time of the newest sample or a Missing with its cause. Which window is enough
 evidence for which decision is not known here.
 """
 
@@ -59,6 +60,7 @@ class EngineHistory:
         self._load: deque[tuple[float, float | None, float | None]] = deque()
         self._peaks: deque[tuple[float, float]] = deque()
         self._watched_since: float | None = None
+        self._moved_at = 0.0
         self._failed_at: float | None = None
 
     def fail(self, at: float) -> None:
@@ -67,11 +69,16 @@ class EngineHistory:
 
     def add(self, at: float, page: EnginePage, timing: Timing) -> None:
         self._failed_at = None
-        if self._pages and _restarted(self._pages[-1][1], page):
+        moves = not self._pages or _moves(self._pages[-1][1], page)
+        # What a page makes up for at once when it thaws did not arrive within one scrape.
+        thaws = moves and bool(self._pages) and self._is_frozen(self._pages[-1][0], timing)
+        if thaws or (self._pages and _restarted(self._pages[-1][1], page)):
             self._pages.clear()
             self._load.clear()
             self._peaks.clear()
             self._watched_since = None
+        if moves:
+            self._moved_at = at
         if self._watched_since is None:
             self._watched_since = at
         self._pages.append((at, page))
@@ -83,6 +90,8 @@ class EngineHistory:
         if not self._pages or at - self._pages[-1][0] > timing.stale:
             cause = Cause.UNREACHABLE if self._failed_at is not None or not self._pages else Cause.STALE
             return _blind(replica, cause, self.version, len(timing.windows))
+        if self._is_frozen(at, timing):
+            return _blind(replica, Cause.STALE, self.version, len(timing.windows))
         newest_at, newest = self._pages[-1]
         before: Measured = Missing(cause=Cause.TOO_SHORT, origin=series.origin(Quantity.WAITING))
         if len(self._pages) > 1:
@@ -98,6 +107,9 @@ class EngineHistory:
             peak_arrivals=self._peak(newest_at, timing),
             version=self.version or None,
         )
+
+    def _is_frozen(self, at: float, timing: Timing) -> bool:
+        return at - self._moved_at > timing.stale
 
     def _start_of(self, length: float) -> tuple[float, EnginePage]:
         """The youngest sample that is at least `length` older than the newest, or the oldest there is."""
@@ -211,6 +223,21 @@ def _restarted(before: EnginePage, after: EnginePage) -> bool:
         (before.prompt_tokens, after.prompt_tokens),
     )
     return any(old is not None and (new is None or new < old) for old, new in pairs)
+
+
+def _moves(before: EnginePage, after: EnginePage) -> bool:
+    """Whether time passes in the engine: it is empty, or its counters differ. One that does not count tokens does."""
+    inside = (after.running or 0.0) + (after.waiting or 0.0)
+    if inside <= 0 or after.generation_tokens is None:
+        return True
+    pairs = (
+        (before.generation_tokens, after.generation_tokens),
+        (before.prompt_tokens, after.prompt_tokens),
+        (before.finished, after.finished),
+        (before.running, after.running),
+        (before.waiting, after.waiting),
+    )
+    return any(old != new for old, new in pairs)
 
 
 def _arrivals(first: EnginePage, last: EnginePage, span: float) -> float | None:
