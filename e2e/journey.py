@@ -20,8 +20,6 @@ from .history import GPU, History, is_ready
 
 START_SECONDS = 1.0
 PATIENCE_SECONDS = 40.0
-GONE_SECONDS = 60.0
-"""The garbage collector learns of new kinds every 30 seconds only, so the first deletion may wait for that."""
 NODE_ARGUMENTS = (
     "--gpus", "2", "--gpu-kind", "H100-80GB", "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
@@ -31,6 +29,7 @@ POOLS = f"/apis/{API_VERSION}/gpupools"
 PODS = "/api/v1/namespaces/default/pods"
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
 SERVICES = "/api/v1/namespaces/default/services"
+OURS = "app.kubernetes.io/managed-by=gpupack"
 BUDGETS = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
 
 POOL: dict[str, Any] = {
@@ -47,14 +46,18 @@ POOL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def serving(name: str, model: str = "llama-3.2-1b", **spec: Any) -> dict[str, Any]:
+MODEL = {"name": "llama-3.2-1b"}
+LARGER = {"name": "llama-3.2-3b"}
+
+
+def serving(name: str, **spec: Any) -> dict[str, Any]:
     """A ModelServing for requests of 512 tokens in and 256 out; fields of `spec` replace those here."""
     return {
         "apiVersion": API_VERSION,
         "kind": "ModelServing",
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
-            "model": {"name": model},
+            "model": MODEL,
             "workload": {"inputTokens": {"mean": 512, "p95": 1430}, "outputTokens": {"mean": 256, "p95": 715}},
             "slo": {"itlMilliseconds": 25, "ttftMilliseconds": 1000},
             **spec,
@@ -96,8 +99,9 @@ class Journey:
         stage.steer("/exporter", fault="none", absent=[])
         stage.steer("/start", seconds=START_SECONDS)
         stage.delete(SERVINGS)
-        stage.delete(PODS, gracePeriodSeconds="0")
-        self.until("everything is gone", lambda: not (self.engines() or self.children()), GONE_SECONDS)
+        for children in (PODS, CLAIMS, SERVICES, BUDGETS):  # nobody waits for the garbage collector
+            stage.delete(children, labelSelector=OURS, gracePeriodSeconds="0")
+        self.until("everything is gone", lambda: not (self.engines() or self.children()))
         stage.delete(POOLS)
 
     # Doing
@@ -185,11 +189,10 @@ class Journey:
 
     def children(self) -> list[str]:
         """Everything in the namespace that came from gpupack."""
-        mine = {"labelSelector": "app.kubernetes.io/managed-by=gpupack"}
         return [
             f"{path.rpartition('/')[2]}/{item['metadata']['name']}"
             for path in (PODS, CLAIMS, SERVICES, BUDGETS)
-            for item in self.stage.get(path, **mine)["items"]
+            for item in self.stage.get(path, labelSelector=OURS)["items"]
         ]
 
     def restarts(self) -> int:

@@ -62,7 +62,7 @@ def llm(name: str, field: str = "--model") -> Llm:
     found = _llm_by_key().get(name.lower())
     if found is None:
         names = [alias for known in llms() for alias in (known.name, *known.aliases)]
-        raise Invalid(field, f"no model {name!r} in the catalog", _nearest(name, names) + ", or its config.json fields")
+        raise Invalid(field, f"no model {name!r} in the catalog", _nearest(name, names))
     return found
 
 
