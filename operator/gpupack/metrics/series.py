@@ -167,6 +167,9 @@ def of(exporter: Exporter) -> tuple[Series, ...]:
     return tuple(series for series in TABLE if series.exporter is exporter)
 
 
+_ORIGINS = {series.quantity: series.names[0].text for series in reversed(TABLE)}
+
+
 def origin(quantity: Quantity) -> str:
     """The newest name of a series, for messages."""
-    return next(series.names[0].text for series in TABLE if series.quantity is quantity)
+    return _ORIGINS[quantity]

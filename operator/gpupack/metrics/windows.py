@@ -62,6 +62,7 @@ class EngineHistory:
         self._watched_since: float | None = None
         self._moved_at = 0.0
         self._failed_at: float | None = None
+        self._windows: tuple[Timing, tuple[EngineWindow, ...]] | None = None
 
     def fail(self, at: float) -> None:
         """A scrape that brought nothing."""
@@ -69,6 +70,7 @@ class EngineHistory:
 
     def add(self, at: float, page: EnginePage, timing: Timing) -> None:
         self._failed_at = None
+        self._windows = None
         moves = not self._pages or _moves(self._pages[-1][1], page)
         # What a page makes up for at once when it thaws did not arrive within one scrape.
         thaws = moves and bool(self._pages) and self._is_frozen(self._pages[-1][0], timing)
@@ -103,7 +105,7 @@ class EngineHistory:
             waiting_before=before,
             kv_usage=reading(newest.kv_usage, newest_at, Quantity.KV_USAGE),
             kv_blocks=reading(newest.kv_blocks, newest_at, Quantity.KV_BLOCKS),
-            windows=tuple(self._window(length, timing.period) for length in timing.windows),
+            windows=self._windows_of(timing),
             peak_arrivals=self._peak(newest_at, timing),
             version=self.version or None,
         )
@@ -120,6 +122,12 @@ class EngineHistory:
                 break
             best = sample
         return best
+
+    def _windows_of(self, timing: Timing) -> tuple[EngineWindow, ...]:
+        """Worked out once for every page: a pool that moves looks several times between two scrapes."""
+        if self._windows is None or self._windows[0] != timing:
+            self._windows = timing, tuple(self._window(length, timing.period) for length in timing.windows)
+        return self._windows[1]
 
     def _window(self, length: float, period: float) -> EngineWindow:
         at, last = self._pages[-1]
