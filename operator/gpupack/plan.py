@@ -91,12 +91,16 @@ class Truth(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A Kubernetes condition without its transition time, which the shell keeps from what was there before."""
+    """A Kubernetes condition without its transition time, which the shell keeps from what was there before.
+
+    `yields_to` are reasons that stay, where one of them was said of this generation: nothing new is known.
+    """
 
     type: ConditionType
     truth: Truth
     reason: str
     message: str
+    yields_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

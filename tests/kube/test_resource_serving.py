@@ -249,6 +249,17 @@ class TestStatus:
         before = serving_status_to_dict(status(), {}, now=AT)
         assert serving_status_to_dict(status(), before, now=Seconds(AT + 3600)) == before
 
+    def test_a_verdict_stands_while_nothing_new_is_known_of_the_same_generation(self) -> None:
+        before = serving_status_to_dict(status(), {}, now=AT)
+        silent = Condition(
+            type=ConditionType.SLO_MET, truth=Truth.UNKNOWN, reason="TooFew", message="", yields_to=("Kept", "Broken")
+        )
+        later = serving_status_to_dict(status(conditions=(silent,)), before, now=Seconds(AT + 60))
+        assert later["conditions"] == before["conditions"]
+        edited = replace(status(conditions=(silent,)), observed_generation=4)
+        assert serving_status_to_dict(edited, before, now=Seconds(AT + 60))["conditions"][0]["reason"] == "TooFew"
+        assert serving_status_to_dict(status(conditions=(silent,)), {}, now=AT)["conditions"][0]["reason"] == "TooFew"
+
     def test_a_condition_keeps_its_time_until_its_truth_flips(self) -> None:
         before = serving_status_to_dict(status(), {}, now=AT)
         other_words = Condition(type=ConditionType.SLO_MET, truth=Truth.TRUE, reason="Kept", message="22 of 30 ms")

@@ -247,11 +247,13 @@ def _slo_met(board: Board, serving: Serving, chosen: ChosenShape | None, pods: S
     kept = _keeps(slo, seen, board.facts.policy)
     promise = explain.promise(slo)
     if kept is None:
-        message = f"Not enough requests to tell: {promise}."
-        return _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "TooFewRequests", message)
+        return Condition(
+            type=ConditionType.SLO_MET, truth=Truth.UNKNOWN, reason="TooFewRequests",
+            message=f"Not enough requests to tell: {promise}.", yields_to=("Met", "Missed"),
+        )  # fmt: skip
     if kept:
-        return _condition(ConditionType.SLO_MET, Truth.TRUE, "Met", f"Kept over the last window: {promise}.")
-    return _condition(ConditionType.SLO_MET, Truth.FALSE, "Missed", f"Not kept over the last window: {promise}.")
+        return _condition(ConditionType.SLO_MET, Truth.TRUE, "Met", f"Kept over the last busy window: {promise}.")
+    return _condition(ConditionType.SLO_MET, Truth.FALSE, "Missed", f"Not kept over the last busy window: {promise}.")
 
 
 def _keeps(slo: Slo, engines: Sequence[EngineFacts], policy: Policy) -> bool | None:

@@ -21,6 +21,9 @@ def conditions_to_list(
     listed = []
     for condition in sorted(conditions, key=lambda each: each.type.value):
         old = before.get(condition.type.value)
+        if old is not None and old["reason"] in condition.yields_to and old.get("observedGeneration") == generation:
+            listed.append(dict(old))
+            continue
         same_truth = old is not None and old["status"] == condition.truth.value
         listed.append(
             {
