@@ -89,6 +89,12 @@ def test_the_larger_of_the_windows_asks() -> None:
     assert demand(1, engine(2.0, long=8.6)).wanted == 2
 
 
+def test_what_moved_to_a_replica_that_has_just_come_is_not_counted_twice() -> None:
+    old, new = engine(6.0, long=9.0), engine(6.0)
+    new = replace(new, windows=tuple(replace(each, seconds=Seconds(15.0)) for each in new.windows))
+    assert demand(2, old, new).rate == pytest.approx(9.0 + 6.0 * 15 / 300)
+
+
 def test_a_queue_asks_for_what_drains_it_in_time() -> None:
     assert demand(1, engine(8.0, waiting=30.0)).wanted == 2
 
@@ -117,6 +123,12 @@ def test_clients_of_a_constant_number_ask_for_a_slot_each() -> None:
     assert (demand(1, constant).basis, demand(1, constant).wanted) == (Basis.CLOSED_LOOP, 1)
     queued = engine(20.0, running=64.0, waiting=40.0, constant=True)
     assert demand(1, queued).wanted == 2
+
+
+def test_a_count_that_was_constant_over_a_few_scrapes_is_chance() -> None:
+    constant = engine(20.0, running=60.0, constant=True)
+    young = replace(constant, windows=tuple(replace(each, seconds=Seconds(18.0)) for each in constant.windows))
+    assert demand(1, young).basis is Basis.ARRIVALS
 
 
 def test_a_missing_reading_is_named_and_asks_for_nothing() -> None:

@@ -22,6 +22,8 @@ CONSTANT = 0.02
 """Counts of requests inside an engine that differ by this share at most, or by one, are called constant."""
 CONSTANT_FROM = 8
 """Fewer requests inside than this are too few to tell a constant from chance."""
+CONSTANT_SCRAPES = 10
+"""So many scrapes in a row must show the same count: fewer are the same by chance now and then."""
 STEADY = 1.05
 """Constant clients' arrivals peak at most this far above their mean."""
 CAPACITY_MOST = 4096
@@ -128,13 +130,17 @@ def _measured(
 
 
 def arrivals(engines: Sequence[EngineFacts], policy: Policy) -> float:
-    """Requests a second over all engines: the larger of the windows, each summed over those that have it."""
-    sums: dict[int, float] = {}
+    """Requests a second over all engines: the larger of the windows, each over those that have it.
+
+    All are counted over the time of the longest: what moved to an engine that has just come did not arrive twice.
+    """
+    counted: dict[int, list[tuple[float, float]]] = {}
     for engine in engines:
         for index, window in enumerate(engine.windows[: len(policy.rate_windows)]):
             if _is_long_enough(window, policy) and not isinstance(window.arrivals, Missing):
-                sums[index] = sums.get(index, 0.0) + window.arrivals
-    return max(sums.values(), default=0.0)
+                counted.setdefault(index, []).append((window.seconds, window.arrivals))
+    rates = (sum(seconds * rate for seconds, rate in each) / max(each)[0] for each in counted.values())
+    return max(rates, default=0.0)
 
 
 def _smallest(rate: float, waiting: float, capacity: Capacity, policy: Policy) -> int:
@@ -207,7 +213,7 @@ def _constant_clients(engines: Sequence[EngineFacts], policy: Policy) -> float |
     total = 0.0
     for engine in engines:
         window = engine.windows[-1] if engine.windows else None
-        if window is None or not _is_long_enough(window, policy):
+        if window is None or window.seconds < CONSTANT_SCRAPES * policy.engine_period:
             return None
         if isinstance(window.inside_least, Missing) or isinstance(window.inside_most, Missing):
             return None
