@@ -1,0 +1,57 @@
+"""What stands in status: lost, it is built anew from what runs; settled, nothing is written at all."""
+
+from __future__ import annotations
+
+import time
+
+from gpupack.demo.stage import POLL_SECONDS
+
+from .journey import CHAT, Journey, manual
+
+QUIET_SECONDS = 60.0
+TWO_REPLICAS = 65.0
+WIPE = '[{"op": "remove", "path": "/status"}]'
+
+
+def plan(journey: Journey) -> set[tuple[str, str, int]]:
+    """Which serving has a place on which GPU, without when it was planned."""
+    plan = journey.stage.pool().get("status", {}).get("plan", {})
+    engines = [each["serving"] for each in plan.get("engines", ())]
+    return {(engines[each["engine"]], each["gpu"], each["slot"]) for each in plan.get("placements", ())}
+
+
+def test_a_status_that_was_wiped_under_load_is_adopted_from_what_runs(journey: Journey) -> None:
+    chat = {**CHAT, "spec": {**CHAT["spec"], "scaling": {"maxReplicas": 2}}}
+    journey.apply(chat, manual("other", 1))
+    journey.until_ready("chat")
+    journey.load("chat", rate=TWO_REPLICAS)
+    journey.until("chat grows", lambda: len(journey.ready("chat")) >= 2)
+    journey.until("chat has settled", lambda: journey.condition("chat", "Progressing")[0] == "False")
+    uids = {pod["metadata"]["uid"] for pod in journey.stage.pods()}
+    before, mark = plan(journey), journey.history.mark()
+
+    for what in ("gpool/default", "msv/chat", "msv/other"):
+        journey.stage.cluster.kubectl("patch", what, "--subresource=status", "--type=json", "-p", WIPE)
+    journey.until("the plan is there again", lambda: plan(journey) == before)
+    journey.until("chat says how it is", lambda: journey.condition("chat", "Ready")[0] == "True")
+    journey.until("other says how it is", lambda: journey.status("other").get("readyReplicas") == 1)
+    journey.holds_for(10, "pods stay", lambda: {pod["metadata"]["uid"] for pod in journey.stage.pods()} == uids)
+    assert not [each for each in journey.history.pods(mark) if each.is_leaving or each.event == "ADDED"]
+
+
+def test_nothing_is_written_while_nothing_changes(journey: Journey) -> None:
+    """The load is noisy: a Poisson stream of requests of unlike lengths."""
+    journey.apply(CHAT, manual("other", 2))
+    journey.load("chat", rate=15)
+    journey.load("other", rate=15)
+    journey.until_ready("chat")
+    journey.until_ready("other", 2)
+    journey.until("chat is judged", lambda: journey.condition("chat", "SloMet")[0] == "True")
+    journey.until("other is judged", lambda: journey.condition("other", "SloMet")[0] == "True")
+    journey.until("chat has settled", lambda: "The load takes" in journey.decision("chat").get("message", ""))
+    start, began = journey.stage.cluster.audit_position(), time.monotonic()
+    while time.monotonic() - began < QUIET_SECONDS:
+        time.sleep(POLL_SECONDS)
+    writes = [f"{each.verb} {each.resource} {each.name}" for each in journey.writes(start)]
+    print(f"\nAPI writes of the operator in {QUIET_SECONDS:.0f} s with constant load, Leases aside: {len(writes)}")
+    assert writes == []
