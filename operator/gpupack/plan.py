@@ -38,6 +38,7 @@ class Step(StrEnum):
     MOVED = "Moved"
     WITHDRAWN = "Withdrawn"
     ADVISED = "Advised"
+    GOES_PAST = "GoesPast"
     SHARING_NOT_ALLOWED = "SharingNotAllowed"
     NO_GPU = "NoGpu"
 

@@ -7,7 +7,7 @@ was lost is built anew from the replicas' labels and restarts nothing. Data that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gpupack.decide import explain, report
@@ -15,7 +15,7 @@ from gpupack.decide.board import Board
 from gpupack.decide.capacity import capacity_of
 from gpupack.decide.demand import Basis, Demand, ask
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, placement_of, renew, to_give_up, withdraw
-from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey
+from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey, went_past
 from gpupack.decide.prospect import Prospects
 from gpupack.decide.shapes import choose
 from gpupack.decide.steps import obstacle, steps
@@ -127,16 +127,39 @@ def _decide(
         if rate is not None:
             board.rates[key] = rate
     records: dict[ServingKey, Record] = {key: old[key] for key in facts.refused if key in old}
-    for serving in _in_turn(board, demands):
+    decisions = [
+        (each, _decide_one(board, each, demands[each.key], old.get(each.key), given_up, verdicts))
+        for each in _in_turn(board, demands)
+    ]
+    moved = {each.gpu_uuid for each in {*board.placements} ^ {*(facts.plan.placements if facts.plan else ())}}
+    for serving, decision in decisions:
         key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
-        decision = _decide_one(board, serving, demand, was, given_up, verdicts)
         planned = len(board.of[key])
+        if decision is not None and demand.basis is Basis.MANUAL and decision.reason == Reason.DEMAND_MET:
+            decision = _with_what_it_goes_past(board, serving, decision, was, moved)
         if decision is not None:
             wanted = planned if decision.reason == Step.REMOVED else demand.wanted
             records[key] = _record(key, decision, wanted, planned, was, facts)
         elif was is not None:
             records[key] = was
     return records
+
+
+def _with_what_it_goes_past(
+    board: Board, serving: Serving, decision: Decision, was: Record | None, moved: Collection[str]
+) -> Decision:
+    """A manual count that is met, and what it goes past, as that was when the engines on its GPUs last changed.
+
+    Live lengths move a prediction at every tick; what was said stays until something was done.
+    """
+    placements = board.of[serving.key]
+    met = was is not None and was.reason in (Reason.DEMAND_MET, Step.GOES_PAST) and was.planned == len(placements)
+    if was is not None and met and not any(each.gpu_uuid in moved for each in placements):
+        return replace(decision, reason=was.reason, message=was.message)
+    past = went_past(board, serving)
+    if not past:
+        return decision
+    return replace(decision, reason=Step.GOES_PAST, message=f"{decision.message} {explain.goes_past(past)}")
 
 
 def _most(board: Board, serving: Serving) -> int:
@@ -344,8 +367,9 @@ def _record(key: ServingKey, decision: Decision, wanted: int, planned: int, was:
     return record
 
 
-def _gist(record: Record) -> tuple[str, str, str, int]:
-    return record.reason, record.subject, record.unit, record.planned
+def _gist(record: Record) -> tuple[str, str, str, int, str]:
+    past = record.message if record.reason == Step.GOES_PAST else ""
+    return record.reason, record.subject, record.unit, record.planned, past
 
 
 def _tells(old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record]) -> tuple[Tell, ...]:

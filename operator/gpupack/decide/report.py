@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from gpupack.decide import explain
 from gpupack.decide.board import Board
 from gpupack.decide.hold import is_settled
-from gpupack.decide.pack import went_past
 from gpupack.facts.engine_args import shape_args
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, Refused, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan, Record
 from gpupack.facts.policy import Policy
-from gpupack.facts.serving import BLOCK_TOKENS, Mode, ScalingMode, Serving, ServingKey, Slo, Statistic
+from gpupack.facts.serving import BLOCK_TOKENS, Mode, Serving, ServingKey, Slo, Statistic
 from gpupack.perf.memory import default_shape
 from gpupack.plan import Condition, ConditionType, PoolStatus, Reason, ReplicaStatus, ServingStatus, Step, Truth
 
@@ -223,8 +222,8 @@ def _packed(board: Board, serving: Serving, record: Record | None) -> Condition:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
     if reason in (Step.ADDED, Step.REMOVED, Step.REPLACED, Step.MOVED):
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
-    if planned and serving.scaling.mode is ScalingMode.MANUAL and (past := went_past(board, serving)):
-        return _condition(ConditionType.PACKED, Truth.TRUE, "GoesPast", f"{message} {explain.goes_past(past)}")
+    if reason == Step.GOES_PAST:
+        return _condition(ConditionType.PACKED, Truth.TRUE, reason, message)
     if reason == Reason.DEMAND_MET:
         return _condition(ConditionType.PACKED, Truth.TRUE, "NotNeeded" if planned <= 1 else reason, message)
     if planned and reason in PACKED_AS_FAR_AS_IT_PAYS:
