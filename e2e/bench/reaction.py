@@ -1,6 +1,6 @@
 """How soon a doubling of the load of one engine at 80 % brings a second pod, on the real control plane.
 
-    python e2e/bench/reaction.py [--rounds 3]
+    python e2e/bench/reaction.py [--rounds 3] [--seed 1]
 
 Four pools of one virtual GPU each, all with the API's default times, play side by side: one engine settles, is loaded
 to 80 % of the capacity that the operator ascribes to it, and at a random phase of the tick its arrivals double.
@@ -109,13 +109,13 @@ def observations(trace: Path) -> Iterator[Observation]:
 class Player(threading.Thread):
     """Plays the rounds of one pool."""
 
-    def __init__(self, stage: WatchedStage, trace: Path, pool: str, rounds: int) -> None:
+    def __init__(self, stage: WatchedStage, trace: Path, pool: str, rounds: int, seed: int) -> None:
         super().__init__(name=pool, daemon=True)
         self.steps: list[Step] = []
         self.grew_before = 0
         self.problem: Exception | None = None
         self._stage, self._trace, self._pool, self._rounds = stage, trace, pool, rounds
-        self._chance = random.Random(pool)
+        self._chance = random.Random(f"{seed} {pool}")
 
     def run(self) -> None:
         time.sleep(self._chance.uniform(0.0, 10.0))
@@ -233,13 +233,14 @@ def report(steps: list[Step], trace: Path, created: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of each of the four pools")
+    parser.add_argument("--seed", type=int, default=1, help="of the load and of the phases of the tick")
     wanted = parser.parse_args()
     print(machine(), flush=True)
     programs = binaries.obtain(binaries.control_plane())
     with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as folder:
         trace = Path(kept) / "observations"
         trace.touch()
-        node = ("--gpus", str(POOLS), "--start-seconds", "2")
+        node = ("--gpus", str(POOLS), "--start-seconds", "2", "--seed", str(wanted.seed))
         with (
             ControlPlane(programs, audit=True) as cluster,
             WatchedStage(cluster, Path(folder), node_arguments=node, trace=trace) as stage,
@@ -251,7 +252,7 @@ def main() -> None:
                     "spec": {"gpuUuids": [gpu["uuid"]]},
                 })  # fmt: skip
             stage.start_operator()
-            players = [Player(stage, trace, pool, wanted.rounds) for pool in pools]
+            players = [Player(stage, trace, pool, wanted.rounds, wanted.seed) for pool in pools]
             for player in players:
                 player.start()
             for player in players:
