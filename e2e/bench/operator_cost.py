@@ -7,9 +7,9 @@
 - large: 50 ModelServings with 400 engines on 100 GPUs, a tick of 5 s; goal: one core holds it.
 
 Of all three: API writes a minute, Leases aside, by the API server's audit log; goal: 0. Engines are virtual, in real
-time, under a light steady load; their node is a process of its own, and its share of the cores is printed beside the
-operator's, because where it lacks a core the operator's wall times say nothing. Processor seconds a tick hold everything
-that the operator's process did: mirrors, scraping over HTTP, parsing, windows, reconcile, statuses.
+time, under a light steady load; their nodes are one process, and its share of the cores is printed beside the
+operator's, because where it lacks a core the operator's wall times say nothing. Processor seconds a tick hold all that
+the operator's process did: mirrors, scraping over HTTP, parsing, windows, reconcile, statuses.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def measure(name: str, size: Size, seconds: float) -> None:
         try:
             wait_for(lambda: ready(stage) >= engines, START_SECONDS, f"{engines} engines are ready")
         finally:
-            print(f"{name}: {ready(stage)} of {engines} engines ready after {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{name}: {ready(stage)} of {engines} engines ready after {time.monotonic() - began:.0f} s", flush=True
+            )
         for number in range(size.servings):
             stage.load(f"default/serving-{number:03d}", rate=size.rate, input_tokens=512, output_tokens=256)
         quiet = settled(stage)

@@ -101,7 +101,7 @@ def observations(trace: Path) -> Iterator[Observation]:
         while True:
             try:
                 seen = pickle.load(file)
-            except EOFError:
+            except (EOFError, pickle.UnpicklingError):  # the end, or the operator is about to write the rest
                 return
             yield seen
 
