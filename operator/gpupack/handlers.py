@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ from gpupack.kube import labels
 from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
 from gpupack.kube.perform import Performer, commit, commit_orphan
-from gpupack.metrics.scrape import EngineTarget, ExporterTarget, Scraper
+from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
 from gpupack.telemetry import Telemetry, Tick
@@ -81,6 +82,22 @@ def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[Expor
     ]
 
 
+class Rhythm:
+    """The regular ticks of a pool. Those that something stirred come between them and do not put them off.
+
+    Engines are scraped no oftener than their period; else a tick halfway would leave them unseen for almost two of them.
+    """
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+
+    def rest(self, began: float, tick: Seconds, wake_in: Seconds) -> Seconds:
+        """From a tick that began then until the next: `wake_in`, or less if a regular one is due before."""
+        if began - self._since >= EARLY * tick:
+            self._since = began
+        return Seconds(min(wake_in, self._since + tick - began))
+
+
 class PoolTask:
     """The loop of one pool."""
 
@@ -98,6 +115,7 @@ class PoolTask:
         self._reconcile = reconcile
         self._performer = Performer(api, reporter)
         self._clock = clock
+        self._rhythm = Rhythm()
         self._stopping = False
 
     def stop(self) -> None:
@@ -151,6 +169,7 @@ class PoolTask:
         log.log(level, "%s: %s", sentence, problem, extra={"pool": self.name, "cause": cause})
 
     async def _tick(self, scene: Scene) -> Seconds:
+        began = time.monotonic()
         policy = scene.pool.policy
         timing = timing_of(policy)
         await self._scraper.round(
@@ -180,7 +199,7 @@ class PoolTask:
             self._telemetry.acted(type(performed.action).__name__, refused=performed.problem is not None)
         if committed.wrote_pool:
             await self._read_back(scene.pool.resource_version)
-        return outcome.wake_in
+        return self._rhythm.rest(began, policy.tick, outcome.wake_in)
 
     async def _read_back(self, seen: str) -> None:
         """Waits until the mirror shows the pool as it was written."""

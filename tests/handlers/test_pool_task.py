@@ -11,7 +11,7 @@ import pytest
 
 from gpupack.facts.observation import Observation
 from gpupack.facts.placement import Plan, Record, Withdrawn
-from gpupack.handlers import PoolTask
+from gpupack.handlers import PoolTask, Rhythm
 from gpupack.kube.api import Api
 from gpupack.kube.observe import POOLS, SERVINGS, Mirrors
 from gpupack.metrics.scrape import Scraper
@@ -98,6 +98,15 @@ async def rig(script: Script) -> AsyncIterator[Rig]:
                     await made.running
             finally:
                 made.running.cancel()
+
+
+def test_a_tick_that_something_stirred_does_not_put_off_the_regular_one() -> None:
+    rhythm, tick = Rhythm(), Seconds(2.0)
+    assert rhythm.rest(100.0, tick, tick) == 2.0
+    assert rhythm.rest(101.5, tick, tick) == 0.5
+    assert rhythm.rest(101.5, tick, Seconds(0.2)) == 0.2
+    assert rhythm.rest(102.0, tick, tick) == 2.0
+    assert rhythm.rest(103.9, tick, tick) == 2.0  # as good as due
 
 
 async def test_a_plan_is_acted_on_only_when_it_was_read_back() -> None:
