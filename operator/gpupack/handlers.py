@@ -85,7 +85,7 @@ def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[Expor
 class Rhythm:
     """The regular ticks of a pool. Those that something stirred come between them and do not put them off.
 
-    Engines are scraped no oftener than their period; else a tick halfway would leave them unseen for almost two of them.
+    Engines are scraped no oftener than their period; else a tick halfway would leave them unseen for almost two.
     """
 
     def __init__(self) -> None:
