@@ -27,7 +27,7 @@ from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
 from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
 
 WANTED_MOVES = 0.2
-"""A wanted count that moves by no more than this share is noise of the load, not another decision."""
+"""A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
 WARNINGS: frozenset[str] = frozenset((Reason.DATA_MISSING, Step.WITHDRAWN, Step.SHARING_NOT_ALLOWED, Step.NO_GPU))
 
 
@@ -362,9 +362,9 @@ def _record(key: ServingKey, decision: Decision, wanted: int, planned: int, was:
         message=decision.message,
         at=facts.at,
     )
-    if was is not None and _gist(was) == _gist(record) and abs(was.wanted - wanted) <= WANTED_MOVES * was.wanted:
-        return was
-    return record
+    if was is None or _gist(was) != _gist(record):
+        return record
+    return was if abs(was.wanted - wanted) <= max(1, WANTED_MOVES * was.wanted) else record
 
 
 def _gist(record: Record) -> tuple[str, str, str, int, str]:
