@@ -39,33 +39,46 @@ class Recorded:
 
 def rehearse_run(
     gpu: GpuKind,
-    group: EngineGroup,
+    groups: Sequence[EngineGroup],
     sharing: Sharing,
     requests: int,
     seed: int,
     recorded: Sequence[Recorded] = (),
-) -> Measures:
-    """A whole run of so many requests: all there at the start, or at the group's rate, or when they were recorded.
+) -> tuple[Measures, ...]:
+    """A whole run of so many requests, dealt evenly to all replicas, in the order of the groups: all there at the
+    start, or at a group's rate, or when they were recorded.
 
     Recorded requests are repeated, one recording after the other, if there are too few. Raises Invalid for a shape with
-    which vLLM does not start.
+    which vLLM does not start, and for fewer requests than engines.
     """
     chance = Random(seed)
-    deployment = _deployment(group)
-    drawn = list(itertools.islice(_requests(group, chance, recorded), requests))
-    rate = deployment.requests_per_second
+    engines = sum(group.replicas for group in groups)
+    dealt = [requests * group.replicas // engines for group in groups]
+    dealt[0] += requests - sum(dealt)
+    return tuple(
+        measure.simulate_runs(
+            gpu=_spec(gpu, groups[0]),
+            deployments=[
+                (_deployment(group), _arrivals(group, count, chance, recorded))
+                for group, count in zip(groups, dealt, strict=True)
+            ],
+            sharing=_sharing(sharing),
+        )
+    )
+
+
+def _arrivals(
+    group: EngineGroup, count: int, chance: Random, recorded: Sequence[Recorded]
+) -> list[tuple[float, Request]]:
+    drawn = list(itertools.islice(_requests(group, chance, recorded), count))
+    rate = group.request_rate
     if rate is not None and recorded and recorded[0].arrival_time is not None:
         times: Iterator[float] = _recorded_times(recorded)
     elif rate is not None:
         times = itertools.accumulate(chance.expovariate(rate) for _ in itertools.count())
     else:
         times = itertools.repeat(0.0)
-    return measure.simulate_run(
-        gpu=_spec(gpu, group),
-        deployment=deployment,
-        arrivals=list(zip(times, drawn, strict=False)),
-        sharing=_sharing(sharing),
-    )
+    return list(zip(times, drawn, strict=False))
 
 
 def rehearse_steady(

@@ -11,7 +11,6 @@ from gpupack.cli.arguments import add_common, options
 from gpupack.cli.predict import predict
 from gpupack.cli.setting import Setting, setting
 from gpupack.cli.show import rounded
-from gpupack.errors import Invalid
 from gpupack.rehearse import Recorded, rehearse_run, rehearse_steady
 from gpupack.twin.measure import Measures, Spread
 
@@ -40,9 +39,7 @@ def _rehearse(asked: Setting) -> tuple[Measures, ...]:
     )
     if asked.requests is None:
         return rehearse_steady(asked.gpu, asked.groups, asked.sharing, asked.seed, recorded)
-    if len(asked.groups) > 1:
-        raise Invalid("--neighbour", "a whole run is simulated of like engines only", "leave out --requests")
-    return (rehearse_run(asked.gpu, asked.groups[0], asked.sharing, asked.requests, asked.seed, recorded),)
+    return rehearse_run(asked.gpu, asked.groups, asked.sharing, asked.requests, asked.seed, recorded)
 
 
 def _answer(sizes: Answer, measured: Sequence[Measures], wall_seconds: float) -> Answer:

@@ -114,7 +114,7 @@ class GainError:
 
 def replay(case: Case) -> Replayed:
     gpu, group = catalog.gpu(GPU), _group(case)
-    twin = rehearse_run(gpu, group, case.sharing, REQUESTS, SEED)
+    (twin,) = rehearse_run(gpu, (group,), case.sharing, REQUESTS, SEED)
     closed = batching.predict_run(gpu, (group,), case.sharing, REQUESTS)
     return Replayed(
         case=case,

@@ -134,33 +134,50 @@ def simulate_run(
     arrivals: Sequence[tuple[float, Request]],
     sharing: Sharing = DEFAULT_SHARING,
 ) -> Measures:
-    """One whole run of these requests, dealt to the replicas in turn; the clock stops at the last token.
+    """`simulate_runs` of one deployment alone on the GPU."""
+    return simulate_runs(gpu=gpu, deployments=[(deployment, arrivals)], sharing=sharing)[0]
+
+
+def simulate_runs(
+    *,
+    gpu: GpuSpec,
+    deployments: Sequence[tuple[Deployment, Sequence[tuple[float, Request]]]],
+    sharing: Sharing = DEFAULT_SHARING,
+) -> list[Measures]:
+    """One whole run of deployments that share a GPU, each with its requests, dealt to its replicas in turn; results in
+    their order. The clock stops at the last token of all.
 
     Requests that come together at the start cost each engine `ingest_per_request` each, as tokenising them does.
     """
-    if not arrivals:
-        raise Invalid("--requests", "there is no request to serve", "give at least 1")
+    if not all(arrivals for _, arrivals in deployments):
+        raise Invalid("--requests", "there is no request to serve", "give at least 1 for each model")
     world = World()
     device = world.add_gpu("gpu", gpu, sharing)
-    ordered = sorted(arrivals, key=lambda arrival: arrival[0])
+    begin_at = min(at for _, arrivals in deployments for at, _ in arrivals)
     before = device.reading()
-    tenants, recorders = [], []
-    for i in range(deployment.replicas):
-        mine = ordered[i :: deployment.replicas]
-        burst = sum(1 for at, _ in mine if at == ordered[0][0])
-        ingest = burst * deployment.costs.ingest_per_request if burst > 1 else 0.0
-        stalls = deployment.costs.ingest_stalls
-        tenant, recorder = _start(world, f"replica-{i}", deployment, Listed(mine), 0.0 if stalls else ingest)
-        tenant.stall_host(ingest if stalls else 0.0)
-        tenants.append(tenant)
-        recorders.append(recorder)
-    begins = [_begin(tenant) for tenant in tenants]
-    while sum(len(recorder.whole) for recorder in recorders) < len(ordered):
+    groups: list[tuple[list[Tenant], list[_Recorder]]] = []
+    for number, (deployment, arrivals) in enumerate(deployments):
+        ordered = sorted(arrivals, key=lambda arrival: arrival[0])
+        tenants, recorders = [], []
+        for i in range(deployment.replicas):
+            mine = ordered[i :: deployment.replicas]
+            burst = sum(1 for at, _ in mine if at == begin_at)
+            ingest = burst * deployment.costs.ingest_per_request if burst > 1 else 0.0
+            stalls = deployment.costs.ingest_stalls
+            tenant, recorder = _start(world, f"{number}-{i}", deployment, Listed(mine), 0.0 if stalls else ingest)
+            tenant.stall_host(ingest if stalls else 0.0)
+            tenants.append(tenant)
+            recorders.append(recorder)
+        groups.append((tenants, recorders))
+    begins = [[_begin(tenant) for tenant in tenants] for tenants, _ in groups]
+    everyone = [recorder for _, recorders in groups for recorder in recorders]
+    offered = sum(len(arrivals) for _, arrivals in deployments)
+    while sum(len(recorder.whole) for recorder in everyone) < offered:
         world.advance(world.now + _STRIDE)
         if world.now > _LONGEST_RUN:
             raise Invalid("--requests", "the run does not end", "give fewer or shorter requests")
-    ended_at = max(recorder.last_finish for recorder in recorders)
-    seconds = ended_at - ordered[0][0]
+    ended_at = max(recorder.last_finish for recorder in everyone)
+    seconds = ended_at - begin_at
     after = device.reading()
     idle_watts = gpu.idle_watts * (after.at - ended_at)
     closed = Reading(
@@ -172,7 +189,10 @@ def simulate_run(
         energy_joules=after.energy_joules - idle_watts,
         fb_used_bytes=after.fb_used_bytes,
     )
-    return _measures(tenants, recorders, begins, before, closed, waits=True)
+    return [
+        _measures(tenants, recorders, begin, before, closed, waits=True)
+        for (tenants, recorders), begin in zip(groups, begins, strict=True)
+    ]
 
 
 def simulate_steady(
