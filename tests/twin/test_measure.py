@@ -10,7 +10,7 @@ import pytest
 from gpupack.errors import Invalid
 from gpupack.twin.arrivals import Lengths, Request
 from gpupack.twin.engine import EngineConfig
-from gpupack.twin.measure import Deployment, Measures, simulate_run, simulate_steady
+from gpupack.twin.measure import Deployment, Measures, simulate_runs, simulate_steady
 from gpupack.twin.memory_system import VLLM_V1, GpuSpec, ModelDims, Mps
 
 GPU = GpuSpec(memory_bytes=80 * 2**30, dram_bytes_per_second=3.35e12, dense_flops_per_second=989e12)
@@ -35,7 +35,7 @@ def steady(*deployments: Deployment, seed: int = 1, window: int = 1000) -> list[
 
 def run(replicas: int, seed: int, count: int = 400) -> Measures:
     requests = itertools.islice(LENGTHS.draw(random.Random(seed)), count)
-    return simulate_run(gpu=GPU, deployment=deployment(replicas), arrivals=[(0.0, request) for request in requests])
+    return simulate_runs(gpu=GPU, deployments=[(deployment(replicas), [(0.0, request) for request in requests])])[0]
 
 
 def test_equal_seeds_give_equal_measures_and_other_seeds_others() -> None:
@@ -46,7 +46,7 @@ def test_equal_seeds_give_equal_measures_and_other_seeds_others() -> None:
 
 def test_a_whole_run_counts_every_token_over_the_time_to_the_last_one() -> None:
     requests = [Request(input_tokens=30, output_tokens=10)] * 70
-    result = simulate_run(gpu=GPU, deployment=deployment(3), arrivals=[(0.0, request) for request in requests])
+    result = simulate_runs(gpu=GPU, deployments=[(deployment(3), [(0.0, request) for request in requests])])[0]
     assert result.total_tokens_per_second * result.simulated_seconds == pytest.approx(70 * 40)
     assert result.output_tokens_per_second * result.simulated_seconds == pytest.approx(70 * 10)
     assert result.e2e.p99 == pytest.approx(result.simulated_seconds, rel=0.01)
@@ -54,7 +54,7 @@ def test_a_whole_run_counts_every_token_over_the_time_to_the_last_one() -> None:
 
 def test_a_recorded_trace_is_served_at_its_own_times() -> None:
     request = Request(input_tokens=30, output_tokens=10)
-    result = simulate_run(gpu=GPU, deployment=deployment(), arrivals=[(100.0, request), (160.0, request)])
+    result = simulate_runs(gpu=GPU, deployments=[(deployment(), [(100.0, request), (160.0, request)])])[0]
     assert 60.0 < result.simulated_seconds < 61.0
     assert result.e2e.p99 < 1.0
     assert result.dram_active < 0.01
@@ -62,7 +62,7 @@ def test_a_recorded_trace_is_served_at_its_own_times() -> None:
 
 def test_a_run_without_requests_is_refused() -> None:
     with pytest.raises(Invalid):
-        simulate_run(gpu=GPU, deployment=deployment(), arrivals=[])
+        simulate_runs(gpu=GPU, deployments=[(deployment(), [])])
 
 
 def test_an_offered_rate_that_can_be_served_is_served() -> None:
@@ -82,7 +82,7 @@ def test_at_saturation_the_batch_is_full_and_the_time_to_the_first_token_says_no
 
 def test_percentiles_of_equal_gaps_are_their_mean() -> None:
     requests = [(0.0, Request(input_tokens=16, output_tokens=200))]
-    result = simulate_run(gpu=GPU, deployment=deployment(), arrivals=requests)
+    result = simulate_runs(gpu=GPU, deployments=[(deployment(), requests)])[0]
     for value in (result.itl.p50, result.itl.p95, result.itl.p99):
         assert value == pytest.approx(result.itl.mean, rel=0.01)
 
@@ -121,3 +121,13 @@ def test_interference_costs_throughput() -> None:
         )
         results.append(result.total_tokens_per_second)
     assert results[1] < results[0]
+
+
+def test_unlike_deployments_run_together_and_every_request_is_served() -> None:
+    request = Request(input_tokens=64, output_tokens=32)
+    runs = [[(0.0, request)] * count for count in (40, 10)]
+    together = simulate_runs(gpu=GPU, deployments=[(deployment(2), runs[0]), (deployment(), runs[1])])
+    served = [each.output_tokens_per_second * each.simulated_seconds / 32 for each in together]
+    assert served == pytest.approx([40, 10])
+    alone = simulate_runs(gpu=GPU, deployments=[(deployment(2), runs[0])])[0]
+    assert together[0].itl.mean > alone.itl.mean

@@ -19,7 +19,7 @@ import pytest
 
 from gpupack.twin.arrivals import Lengths
 from gpupack.twin.engine import EngineConfig
-from gpupack.twin.measure import Deployment, Measures, simulate_run
+from gpupack.twin.measure import Deployment, Measures, simulate_runs
 from gpupack.twin.memory_system import VLLM_0_5, GpuSpec, ModelDims, Mps, TimeSlicing
 
 H100_64GB = GpuSpec(memory_bytes=68_107_001_856, dram_bytes_per_second=1.631e12, dense_flops_per_second=989e12)
@@ -85,12 +85,10 @@ def whole_run(
         chunked_prefill=constant is not None,
         watermark=0.01,
     )
-    return simulate_run(
-        gpu=H100_64GB,
-        deployment=Deployment(model=row.dims, costs=VLLM_0_5, config=config, replicas=replicas),
-        arrivals=[(0.0, request) for request in itertools.islice(lengths.draw(random.Random(seed)), 2000)],
-        sharing=TimeSlicing() if timeslicing else Mps(),
-    )
+    deployment = Deployment(model=row.dims, costs=VLLM_0_5, config=config, replicas=replicas)
+    arrivals = [(0.0, request) for request in itertools.islice(lengths.draw(random.Random(seed)), 2000)]
+    sharing = TimeSlicing() if timeslicing else Mps()
+    return simulate_runs(gpu=H100_64GB, deployments=[(deployment, arrivals)], sharing=sharing)[0]
 
 
 # model, batch limit, KV blocks, constant lengths, tokens a second, mean ITL in milliseconds

@@ -127,17 +127,6 @@ class _Begin:
     preemptions: int
 
 
-def simulate_run(
-    *,
-    gpu: GpuSpec,
-    deployment: Deployment,
-    arrivals: Sequence[tuple[float, Request]],
-    sharing: Sharing = DEFAULT_SHARING,
-) -> Measures:
-    """`simulate_runs` of one deployment alone on the GPU."""
-    return simulate_runs(gpu=gpu, deployments=[(deployment, arrivals)], sharing=sharing)[0]
-
-
 def simulate_runs(
     *,
     gpu: GpuSpec,
