@@ -39,10 +39,6 @@ def milliseconds(value: Seconds | float) -> float:
     return float(value) * 1000.0
 
 
-def bytes_from_mebibytes(value: float) -> Bytes:
-    return Bytes(round(value * MIB))
-
-
 def gibibytes(value: Bytes | int | float) -> float:
     return float(value) / GIB
 

@@ -104,13 +104,6 @@ class Facts:
     claims_on: Mapping[str, tuple[ClaimSeen, ...]]
     services: Mapping[ServingKey, ServiceSeen]
 
-    def replica_at(self, placement: Placement) -> ReplicaSeen | None:
-        """The pod that is this placement: compared by content, so that a change of how names are made moves nothing."""
-        for replica in self.replicas_on.get(placement.gpu_uuid, ()):
-            if is_same(replica, placement):
-                return replica
-        return None
-
 
 def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
     return (
