@@ -247,6 +247,16 @@ def test_what_cannot_be_downloaded_is_built_from_the_pinned_modules(bench: Bench
 
 
 @needs_go
+def test_a_digest_that_is_wrong_costs_one_build_and_never_lets_the_release_in(bench: Bench, releases: Releases) -> None:
+    bench.with_go()
+    bench.pin({PLAIN: b"something else", PACKED: packed(SCRIPT)})
+    bench.environ["GPUPACK_RELEASE_MIRROR"] = releases.url
+    got = bench.obtain()
+    assert (run(got["plain"]), run(got["packed"])) == ("built v2.3.4,2.3", "released")
+    assert any("thrown away" in line for line in bench.said)
+
+
+@needs_go
 def test_a_build_that_fails_is_told_with_its_last_lines(bench: Bench) -> None:
     bench.with_go()
     (bench.folder / "plain" / "main.go").write_text("package main\n\nfunc main() { nonsense() }\n")

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from gpupack.errors import Invalid, Unavailable
 
@@ -229,6 +230,10 @@ def _only_builder(cache: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
+class _Silent(Unavailable):
+    """The server did not answer at all."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Errand:
     """One filling of the cache: where to, whom to tell, and why what failed failed."""
@@ -256,22 +261,29 @@ class _Errand:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def download(self, missing: list[Program]) -> dict[str, Path]:
-        """The releases whose digests are pinned. A server that does not answer is not asked again."""
+        """The releases whose digests are pinned, and of those the ones that can be had: each fails alone.
+
+        A server that does not answer is not asked again.
+        """
         digests = {program.name: self.wanted.digests.get(self._url(program)) for program in missing}
         if unpinned := [name for name, digest in digests.items() if digest is None]:
             self._refuse(f"no pinned digest for the {self.target} release of {', '.join(unpinned)}: not downloaded")
         done: dict[str, Path] = {}
+        silent: set[str] = set()
         for program in missing:
-            if (digest := digests[program.name]) is None:
-                continue
             url = _through(self.environ, self._url(program))
+            digest, server = digests[program.name], urlsplit(url).netloc
+            if digest is None or server in silent:
+                continue
             try:
                 self.progress(f"downloading {program.name} {program.version}")
                 archive = self._fetch(url, digest)
                 done[program.name] = self._keep(program, _unpacked(archive, program.name, url))
+            except _Silent as problem:
+                silent.add(server)
+                self._refuse(str(problem))
             except Unavailable as problem:
                 self._refuse(str(problem))
-                break
         return done
 
     def _url(self, program: Program) -> str:
@@ -289,6 +301,8 @@ class _Errand:
                     for chunk in answer.iter_bytes():
                         seen.update(chunk)
                         into.write(chunk)
+            except httpx.TransportError as problem:
+                raise _Silent(f"{url}: {problem or type(problem).__name__}") from problem
             except httpx.HTTPError as problem:
                 raise Unavailable(f"{url}: {problem or type(problem).__name__}") from problem
         if seen.hexdigest() != digest:
