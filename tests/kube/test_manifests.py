@@ -23,6 +23,11 @@ Golden = Callable[[str, str], None]
 OTHER = ServingKey(namespace=KEY.namespace, name="embed")
 UIDS = {KEY: "5c1f7a34-1111-4000-8000-000000000001", OTHER: "5c1f7a34-1111-4000-8000-000000000002"}
 
+LOG = """(EngineCore pid=90) ERROR 11-23 10:00:00 [core.py:800] Traceback (most recent call last):
+(EngineCore pid=90) ERROR 11-23 10:00:00 [core.py:800] ValueError: No available memory for the cache blocks.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
 RICH = {
     "image": "example.com/vllm:v0.33.0",
     "args": ["--enable-prefix-caching"],
@@ -177,6 +182,10 @@ class TestPhase:
             ({"containerStatuses": [{"restartCount": 2, "state": {"running": {}},
                                      "lastState": {"terminated": {"reason": "Error", "message": "no KV"}}}]},
              "Error: no KV"),
+            ({"containerStatuses": [{"restartCount": 2,
+                                     "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+                                     "lastState": {"terminated": {"reason": "Error", "message": LOG}}}]},
+             "Error: ValueError: No available memory for the cache blocks."),
             ({"phase": "Failed", "message": "node was low on memory"}, "node was low on memory"),
         ],
     )  # fmt: skip

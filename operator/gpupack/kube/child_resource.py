@@ -7,6 +7,7 @@ is None. Knows how a child says it (manifests.py wrote it), not whether it is as
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,12 @@ from gpupack.kube import labels
 from gpupack.kube.pool_resource import shape_of
 from gpupack.kube.times import seconds_of
 from gpupack.units import Ratio, Seconds
+
+CRASHED = "CrashLoopBackOff"
+"""A kubelet's reason that says only that the container failed before; how it failed stands in its last state."""
+ERROR = re.compile(r"[\w.]*(?:Error|Exception): .*")
+MESSAGE_LIMIT = 400
+"""Characters of an engine's own words that a condition repeats."""
 
 
 def replica_of(pod: Mapping[str, Any]) -> ReplicaSeen | None:
@@ -118,15 +125,27 @@ def _message(status: Mapping[str, Any]) -> str:
     if said := status.get("message"):
         return str(said)
     for container in status.get("containerStatuses", ()):
-        for state in (container.get("state", {}), container.get("lastState", {})):
-            for how in ("waiting", "terminated"):
-                if how in state:
-                    reason, message = state[how].get("reason", ""), state[how].get("message", "")
-                    return f"{reason}: {message}" if message else str(reason)
+        state, last = container.get("state", {}), container.get("lastState", {})
+        waiting, ended = state.get("waiting"), state.get("terminated") or last.get("terminated")
+        if waiting is not None and not (waiting.get("reason") == CRASHED and ended):
+            return _words(waiting.get("reason", ""), waiting.get("message", ""))
+        if ended is not None:
+            return _words(ended.get("reason", ""), _last_words(ended.get("message", "")))
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message", ""))
     return ""
+
+
+def _words(reason: str, message: str) -> str:
+    return f"{reason}: {message}" if message else reason
+
+
+def _last_words(log: str) -> str:
+    """The error that the end of a log names. vLLM's last line often only points to the one that tells it."""
+    errors = [match.group() for line in log.splitlines() if (match := ERROR.search(line))]
+    telling = [each for each in errors if "root cause above" not in each]
+    return (telling or errors or log.strip().splitlines() or [""])[-1][:MESSAGE_LIMIT]
 
 
 def _predicted(text: str | None) -> PredictedEffect | None:

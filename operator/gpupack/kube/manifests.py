@@ -174,6 +174,8 @@ def _container(start: StartReplica, serving: Serving, template: EngineTemplate) 
         "startupProbe": {**health, "failureThreshold": WORST_LOAD_SECONDS // PROBE_SECONDS},
         "readinessProbe": {**health, "failureThreshold": 3},
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        # vLLM writes no termination message; the end of its log says why it refused to start.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     if "volumeMounts" in template.pod:
