@@ -35,7 +35,7 @@ from gpupack.facts.policy import Policy
 from gpupack.kube import labels
 from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
-from gpupack.kube.perform import Performer, commit, commit_orphan
+from gpupack.kube.perform import Performer, carry_out, commit_orphan
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
@@ -194,8 +194,8 @@ class PoolTask:
             self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
         )  # fmt: skip
         self._log_decisions(observation, outcome)
-        committed = await commit(self._api, scene, outcome, now)
-        for performed in await self._performer.perform(scene, outcome.actions, now):
+        committed, done = await carry_out(self._api, self._performer, scene, outcome, now)
+        for performed in done:
             self._telemetry.acted(type(performed.action).__name__, refused=performed.problem is not None)
         if committed.wrote_pool:
             await self._read_back(scene.pool.resource_version)

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from gpupack.errors import Unavailable
@@ -96,9 +96,9 @@ class Mirror(Generic[Record]):
                     **self._query,
                 ):
                     failures = 0
-                    self._current_at = self._clock()
+                    self.hear()
                     if line:
-                        version = self._take(json.loads(line))
+                        version = self.take(json.loads(line))
             except Gone as problem:
                 log.info("%s: listing again, the watch expired: %s", self.name, problem)
                 version = None
@@ -116,21 +116,33 @@ class Mirror(Generic[Record]):
         more: dict[str, str | int] = {}
         while True:
             page = await self._api.get(self._path, limit=PAGE, **self._query, **more)
-            for item in page.get("items") or ():
-                if (kept := self._read(item)) is not None:
-                    held[_key(item)] = kept
+            held.update(self._records(page.get("items") or ()))
             if not (token := page["metadata"].get("continue")):
                 break
             more = {"continue": token}
+        self._replace(held)
+        return str(page["metadata"]["resourceVersion"])
+
+    def hear(self) -> None:
+        """The API server said something: what is held is current as of now."""
+        self._current_at = self._clock()
+
+    def hold(self, items: Iterable[dict[str, Any]]) -> None:
+        """A whole list replaces everything held."""
+        self._replace(self._records(items))
+
+    def _records(self, items: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Record]:
+        return {_key(item): kept for item in items if (kept := self._read(item)) is not None}
+
+    def _replace(self, held: dict[tuple[str, str], Record]) -> None:
         changed = held != self._held or not self.synced.is_set()
         self._held, self._sorted = held, None
-        self._current_at = self._clock()
+        self.hear()
         self.synced.set()
         if changed:
             self._stir()
-        return str(page["metadata"]["resourceVersion"])
 
-    def _take(self, event: dict[str, Any]) -> str:
+    def take(self, event: dict[str, Any]) -> str:
         """One watch event; returns the version to go on from. Raises Gone or ApiError for the server's own errors."""
         kind, item = event["type"], event["object"]
         if kind == "ERROR":

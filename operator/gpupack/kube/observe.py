@@ -8,6 +8,7 @@ from it is not.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -156,9 +157,14 @@ def budget_record(budget: Mapping[str, Any]) -> BudgetSeen | None:
 
 
 class Mirrors:
-    """Everything that is followed, each kind once for all pools. `stir` is called when any record changes."""
+    """Everything that is followed, each kind once for all pools. `stir` is called when any record changes.
 
-    def __init__(self, api: Api, lookups: Lookups, stir: Callable[[], None]) -> None:
+    `clock` is monotonic; ages are judged by it.
+    """
+
+    def __init__(
+        self, api: Api, lookups: Lookups, stir: Callable[[], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lookups = lookups
 
         def profile(obj: Mapping[str, Any]) -> Profile | Invalid:
@@ -177,7 +183,9 @@ class Mirrors:
             selector: str = "",
             matters: Callable[[Any], bool] = lambda _record: True,
         ) -> Mirror[Any]:
-            return Mirror(api, path, record, stir, name=name, label_selector=selector, matters=matters)
+            return Mirror(
+                api, path, record, stir, name=name, label_selector=selector, matters=matters, clock=clock
+            )  # fmt: skip
 
         self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
         self.servings: Mirror[ServingResource] = mirror("modelservings", SERVINGS, serving)

@@ -243,6 +243,17 @@ class Performer:
             return  # said already
 
 
+async def carry_out(
+    api: Api, performer: Performer, scene: Scene, outcome: Outcome, now: Seconds
+) -> tuple[Committed, list[Performed]]:
+    """The one order in which an outcome is carried out: the plan first, and nothing if somebody wrote it meanwhile.
+
+    Raises Conflict (nothing was done), NotFound or Unavailable (some of it may have been done).
+    """
+    committed = await commit(api, scene, outcome, now)
+    return committed, await performer.perform(scene, outcome.actions, now)
+
+
 def subject_of(action: Action) -> str:
     """What an action is about, for logs: namespace and name."""
     match action:
