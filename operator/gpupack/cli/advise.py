@@ -7,12 +7,14 @@ from pathlib import Path
 
 from gpupack.cli.answer import memory_json
 from gpupack.cli.arguments import Options, add_common, efficiency, options, positive
+from gpupack.cli.measured import read_points
 from gpupack.cli.setting import SHARINGS, subject
 from gpupack.cli.show import Json, estimate_json, gib, ms, pct, print_json, rate, rounded, table
 from gpupack.decide import explain
 from gpupack.decide.advise import Advice, advise
 from gpupack.decide.baselines import Contender, Knee, Row, bca, gain, rows
 from gpupack.decide.frontier import Point, points
+from gpupack.decide.knee import Latency, MeasuredKnee, measured_knee
 from gpupack.decide.question import Question
 from gpupack.decide.search import Rejected
 from gpupack.errors import Invalid
@@ -33,7 +35,7 @@ _MIN_EFFICIENCY = 0.1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
+    add_common(parser, needs_model=False)
     slo = parser.add_argument_group("promise")
     slo.add_argument(
         "--itl-slo-ms",
@@ -50,11 +52,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="a batch of B must do more than E x B times the work of a batch of 1; default 0.1",
     )
+    slo.add_argument(
+        "--slo-factor",
+        type=positive,
+        default=2.0,
+        metavar="K",
+        help="of a measured profile without --itl-slo-ms: the promise is K times its latency at batch 32; default 2",
+    )
+    slo.add_argument(
+        "--latency",
+        choices=tuple(Latency),
+        type=Latency,
+        default=Latency.ITL,
+        help="of a measured profile: mean gap between tokens, or mean time per output token; default itl",
+    )
     parser.add_argument("--frontier", action="store_true", help="the Pareto set of (batch, replicas)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draws that set (PNG, SVG or PDF)")
 
 
 def run(args: argparse.Namespace) -> int:
+    measured = None if args.profile is None else _measured(args)
+    if measured is not None and args.model is None and args.gpu is None:
+        if args.json:
+            print_json({"measured_bca": _measured_json(measured)})
+        else:
+            print("\n".join(_measured_lines(measured)))
+        return 0
+    for option, value in (("--model", args.model), ("--gpu", args.gpu)):
+        if value is None:
+            raise Invalid(option, "is missing", "name one of `gpupack catalog`, or give only --profile")
     given = options(args)
     question = _question(given, args)
     advice = advise(question)
@@ -67,10 +93,57 @@ def run(args: argparse.Namespace) -> int:
         draw_frontier(args.plot, question, advice, found)
     frontier = found if args.frontier else ()
     if given.json:
-        print_json(_json(question, advice, compared, knee, frontier))
+        print_json(
+            {
+                **_json(question, advice, compared, knee, frontier),
+                **({} if measured is None else {"measured_bca": _measured_json(measured)}),
+            }
+        )
     else:
         print(_text(question, advice, compared, knee, frontier))
+        if measured is not None:
+            print("\n".join(("", *_measured_lines(measured))))
     return 0
+
+
+def _measured(args: argparse.Namespace) -> MeasuredKnee:
+    """BCA as published, on the profile's own numbers: nothing is fitted or predicted."""
+    return measured_knee(
+        read_points(args.profile),
+        slo_factor=args.slo_factor,
+        slo=None if args.itl_slo_ms is None else seconds_from_milliseconds(args.itl_slo_ms),
+        min_efficiency=Ratio(args.min_efficiency),
+        latency=args.latency,
+    )
+
+
+def _measured_json(knee: MeasuredKnee) -> Json:
+    return {
+        "max_num_seqs": knee.max_num_seqs,
+        "slo_seconds": rounded(knee.slo),
+        "latency_seconds": rounded(knee.latency),
+        "total_tokens_per_second": rounded(knee.total_tokens_per_second),
+        "efficiency": rounded(knee.efficiency),
+        "share_of_best": rounded(knee.share_of_best),
+        "freed_bytes": knee.freed_bytes,
+        "freed_memory_fraction": rounded(knee.freed_fraction),
+        "keeps_slo": knee.keeps_slo,
+    }
+
+
+def _measured_lines(knee: MeasuredKnee) -> list[str]:
+    if not knee.keeps_slo:
+        return [f"BCA on the measured runs: no batch limit keeps {ms(knee.slo)}; the smallest is {knee.max_num_seqs}"]
+    freed = "the profile does not say how much KV cache it used"
+    if knee.freed_bytes is not None:
+        share = "" if knee.freed_fraction is None else f", {100.0 * knee.freed_fraction:.2f} % of the GPU's memory"
+        freed = f"frees {gib(knee.freed_bytes)} of KV cache{share}"
+    return [
+        f"BCA on the measured runs: batch {knee.max_num_seqs}, {rate(knee.total_tokens_per_second)} tok/s "
+        f"({100.0 * knee.share_of_best:.1f} % of the best run without preemption), "
+        f"{ms(knee.latency)} of at most {ms(knee.slo)}, efficiency {pct(knee.efficiency)}",
+        freed,
+    ]
 
 
 def _question(given: Options, args: argparse.Namespace) -> Question:
@@ -115,7 +188,7 @@ def _question(given: Options, args: argparse.Namespace) -> Question:
 
 def _json(
     question: Question, advice: Advice, compared: tuple[Row, ...], knee: Knee, frontier: tuple[Point, ...]
-) -> Json:
+) -> dict[str, Json]:
     slo = advice.slo
     answer: dict[str, Json] = {
         "fits": advice.fits,

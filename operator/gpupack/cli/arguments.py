@@ -51,16 +51,20 @@ class Options:
     json: bool
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, *, needs_model: bool = True) -> None:
+    """The common options; `needs_model` False where a measured profile alone can be asked about."""
     model = parser.add_argument_group("model and GPU")
-    model.add_argument("--model", required=True, metavar="NAME", help="a model of `gpupack catalog`")
-    model.add_argument("--gpu", required=True, metavar="NAME", help="a GPU of `gpupack catalog`")
+    model.add_argument("--model", required=needs_model, metavar="NAME", help="a model of `gpupack catalog`")
+    model.add_argument("--gpu", required=needs_model, metavar="NAME", help="a GPU of `gpupack catalog`")
     model.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: what the GPU is good at")
     model.add_argument(
         "--engine-version", metavar="V", help="the vLLM version whose coefficients are used; default: the newest"
     )
     model.add_argument(
-        "--profile", type=Path, metavar="FILE", help="measured runs, CSV or JSON, to fit coefficients to"
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="measured runs to fit coefficients to: CSV, JSON, or what `vllm bench serve` and `sweep serve` wrote",
     )
 
     load = parser.add_argument_group("load")

@@ -1,4 +1,4 @@
-"""The files that a user may give: request lengths, and measured runs of an engine. Each is parsed at once into nouns.
+"""The file of request lengths that a user may give, parsed at once into nouns. Measured runs are `measured`'s.
 
 Errors name the option, the line and what is accepted.
 """
@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpupack.errors import Invalid
-from gpupack.facts.serving import Lengths, Profile, ProfilePoint
-from gpupack.units import Bytes, Seconds
+from gpupack.facts.serving import Lengths
+from gpupack.units import Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,8 @@ class RecordedRequest:
     arrival_time: Seconds | None
 
 
-def _read(option: str, path: Path) -> str:
+def read_text(option: str, path: Path) -> str:
+    """The text of a file that `option` names."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as wrong:
@@ -37,7 +36,7 @@ def _read(option: str, path: Path) -> str:
 
 def read_requests(path: Path, option: str = "--lengths") -> tuple[RecordedRequest, ...]:
     """The requests of a CSV with the columns input_tokens, output_tokens and, if it has it, arrival_time; by time."""
-    rows = csv.DictReader(io.StringIO(_read(option, path)))
+    rows = csv.DictReader(io.StringIO(read_text(option, path)))
     names = set(rows.fieldnames or ())
     if not {"input_tokens", "output_tokens"} <= names:
         raise Invalid(
@@ -94,56 +93,3 @@ def arrival_rate(requests: tuple[RecordedRequest, ...]) -> float | None:
     if len(times) < 2 or max(times) <= min(times):
         return None
     return (len(times) - 1) / (max(times) - min(times))
-
-
-def read_profile(
-    path: Path, gpu_kind: str, engine_version: str, lengths: Lengths, option: str = "--profile"
-) -> Profile:
-    """Measured runs of one engine, one row a batch limit, taken at `lengths`.
-
-    CSV, or JSON as a list of objects (or an object with that list under `points`). Names: max_num_seqs,
-    total_tokens_per_second, itl_mean_seconds and, optional, kv_peak_bytes.
-    """
-    text = _read(option, path)
-    accepted = "each row gives max_num_seqs, total_tokens_per_second, itl_mean_seconds and, optional, kv_peak_bytes"
-    rows: Iterable[object]
-    if path.suffix.lower() == ".json":
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as wrong:
-            raise Invalid(option, f"{path} is not JSON ({wrong})", accepted) from wrong
-        listed = document.get("points") if isinstance(document, dict) else document
-        if not isinstance(listed, list):
-            raise Invalid(option, f"{path} holds no list of rows", accepted)
-        rows = listed
-    else:
-        rows = list(csv.DictReader(io.StringIO(text)))
-    points = []
-    for number, row in enumerate(rows, start=1):
-        point = _point(row)
-        if point is None:
-            raise Invalid(option, f"row {number} of {path} is not a measured run", accepted)
-        points.append(point)
-    if not points:
-        raise Invalid(option, f"{path} holds no measured run", accepted)
-    return Profile(
-        name=path.stem, gpu_kind=gpu_kind, engine_version=engine_version, lengths=lengths, points=tuple(points)
-    )
-
-
-def _point(row: object) -> ProfilePoint | None:
-    if not isinstance(row, Mapping):
-        return None
-    peak = row.get("kv_peak_bytes")
-    try:
-        point = ProfilePoint(
-            max_num_seqs=int(row["max_num_seqs"]),
-            total_tokens_per_second=float(row["total_tokens_per_second"]),
-            itl_mean=Seconds(float(row["itl_mean_seconds"])),
-            kv_peak_bytes=None if peak in (None, "") else Bytes(int(peak)),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    numbers = (point.total_tokens_per_second, point.itl_mean)
-    right = point.max_num_seqs >= 1 and all(math.isfinite(number) and number > 0.0 for number in numbers)
-    return point if right else None

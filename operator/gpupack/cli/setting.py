@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from gpupack import catalog
 from gpupack.cli.arguments import Options
-from gpupack.cli.files import RecordedRequest, arrival_rate, lengths_of, read_profile, read_requests
+from gpupack.cli.files import RecordedRequest, arrival_rate, lengths_of, read_requests
+from gpupack.cli.measured import read_profile
 from gpupack.decide.question import resolve_max_model_len
 from gpupack.errors import Invalid
 from gpupack.facts.gpu import GpuKind

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gpupack.decide.advise import Advice
+from gpupack.decide.knee import CurvePoint, b_opt
 from gpupack.decide.question import Question, resolve_max_model_len
 from gpupack.decide.search import BATCHES
 from gpupack.facts.serving import Shape, Sharing, Slo
@@ -93,15 +94,16 @@ def bca(question: Question, slo: Slo, requests: int | None = None) -> Knee:
     """
     runs = {limit: _lone_run(question, _own_kv(question, limit), requests) for limit in PUBLISHED_GRID}
     alone = runs[1].total_tokens_per_second
-    best = 0
-    for limit, run in runs.items():
-        efficient = limit == 1 or run.total_tokens_per_second > question.batching.min_efficiency * limit * alone
-        quick = slo.itl is None or run.groups[0].itl_mean <= slo.itl
-        more = best == 0 or run.total_tokens_per_second > runs[best].total_tokens_per_second
-        # The published curve ends where requests are preempted.
-        held = not run.groups[0].kv_starved
-        if efficient and quick and more and held:
-            best = limit
+    curve = [
+        CurvePoint(
+            max_num_seqs=limit,
+            total_tokens_per_second=run.total_tokens_per_second,
+            latency=run.groups[0].itl_mean,
+            held=not run.groups[0].kv_starved,
+        )
+        for limit, run in runs.items()
+    ]
+    best = b_opt(curve, slo.itl, question.batching.min_efficiency)
     limit = best or 1
     space = _own_kv(question, limit).kv_cache_memory_bytes
     peak = Bytes(round(runs[limit].groups[0].kv_peak_fraction * space))
@@ -111,7 +113,7 @@ def bca(question: Question, slo: Slo, requests: int | None = None) -> Knee:
         efficiency=Ratio(runs[limit].total_tokens_per_second / (limit * alone)),
         kv_peak_bytes=peak,
         freed_memory_fraction=Ratio((space - peak) / question.gpu.memory_bytes),
-        keeps_slo=best != 0,
+        keeps_slo=best is not None,
     )
 
 

@@ -114,12 +114,20 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilePoint:
-    """One measured run of one engine at one batch limit: the rows of a ModelProfile."""
+    """One measured run of one engine at one batch limit: the rows of a ModelProfile.
+
+    `tpot_mean` is the mean over requests of seconds a token after the first. `kv_space_bytes` is the engine's KV cache,
+    `kv_peak_bytes` the most of it that was used, `gpu_memory_bytes` the whole GPU's. None: not written down.
+    """
 
     max_num_seqs: int
     total_tokens_per_second: float
     itl_mean: Seconds
     kv_peak_bytes: Bytes | None = None
+    tpot_mean: Seconds | None = None
+    kv_space_bytes: Bytes | None = None
+    gpu_memory_bytes: Bytes | None = None
+    preemptions: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
