@@ -1,0 +1,155 @@
+"""What `charts/gpupack` renders, by the real Helm; that it can be installed is a journey's business (e2e)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpupack.errors import Unavailable
+from gpupack.node import binaries
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "gpupack"
+VALUES = Path(__file__).parent / "values"
+MONITORING = tuple(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"))
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    try:
+        return binaries.obtain(binaries.helm())["helm"]
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+
+
+def render(helm: Path, *arguments: str) -> str:
+    command = [str(helm), "template", "gpupack", str(CHART), "--namespace", "gpupack-system", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def objects(text: str, kind: str) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(text) if each and each["kind"] == kind]
+
+
+def without_crds(text: str) -> str:
+    """They are copies of files that stand in crds/; a golden file need not hold them again."""
+    documents = text.split("---\n")
+    return "---\n".join(each for each in documents if "# Source: gpupack/templates/crds.yaml" not in each)
+
+
+def test_the_chart_is_clean(helm: Path) -> None:
+    linted = subprocess.run([str(helm), "lint", "--strict", str(CHART)], capture_output=True, text=True, check=False)
+    assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.parametrize("values", sorted(path.stem for path in VALUES.glob("*.yaml")))
+def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: Callable[[str, str], None]) -> None:
+    known = [f"--api-versions={each}" for each in MONITORING] if values == "monitored" else []
+    text = render(helm, "--values", str(VALUES / f"{values}.yaml"), *known)
+    golden(f"chart/{values}.yaml", without_crds(text))
+
+
+def test_the_crds_of_the_chart_are_the_projects_own(helm: Path, request: pytest.FixtureRequest) -> None:
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        copy = CHART / "files" / "crds" / path.name
+        if request.config.getoption("--regenerate"):
+            copy.write_text(path.read_text())
+        assert copy.read_text() == path.read_text(), f"{copy} is not {path}: pytest --regenerate copies it"
+    assert len(list((CHART / "files" / "crds").iterdir())) == len(list((ROOT / "crds").glob("*.yaml")))
+
+    def specs(text: str) -> dict[str, Any]:
+        return {each["metadata"]["name"]: each["spec"] for each in objects(text, "CustomResourceDefinition")}
+
+    own = "\n---\n".join(path.read_text() for path in (ROOT / "crds").glob("*.yaml"))
+    assert specs(render(helm)) == specs(own)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_uninstall_takes_the_crds_only_where_it_was_asked_to(helm: Path, keep: bool) -> None:
+    crds = objects(render(helm, "--set", f"crds.keep={str(keep).lower()}"), "CustomResourceDefinition")
+    policies = {each["metadata"].get("annotations", {}).get("helm.sh/resource-policy") for each in crds}
+    assert policies == ({"keep"} if keep else {None})
+
+
+def test_chart_and_kustomization_grant_the_same(helm: Path) -> None:
+    kustomized = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
+    expected = {each["metadata"]["name"]: each["rules"] for each in kustomized if each["kind"] == "ClusterRole"}
+    assert {each["metadata"]["name"]: each["rules"] for each in objects(render(helm), "ClusterRole")} == expected
+
+
+def test_chart_and_kustomization_run_the_operator_alike(helm: Path) -> None:
+    expected = yaml.safe_load((ROOT / "deploy" / "operator.yaml").read_text())["spec"]
+    spec = objects(render(helm), "Deployment")[0]["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (expected["replicas"], expected["strategy"])
+    pod, other = spec["template"]["spec"], expected["template"]["spec"]
+    assert pod["securityContext"] == other["securityContext"]
+    ours, theirs = pod["containers"][0], other["containers"][0]
+    for field in ("command", "ports", "livenessProbe", "readinessProbe", "resources", "securityContext"):
+        assert ours[field] == theirs[field], field
+
+
+def test_monitors_and_alerts_come_only_where_their_kinds_are_known(helm: Path) -> None:
+    kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+    assert not any(objects(render(helm), kind) for kind in kinds)
+    known = render(helm, *(f"--api-versions={each}" for each in MONITORING))
+    assert [len(objects(known, kind)) for kind in kinds] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("replicas=2", "additional properties 'replicas' not allowed"),
+        ("operator.logLevel=loud", "at '/operator/logLevel'"),
+        ("image.digest=latest", "at '/image/digest'"),
+        ("monitoring.podMonitor.interval=often", "at '/monitoring/podMonitor/interval'"),
+    ],
+)
+def test_a_value_that_is_wrong_is_refused_by_its_name(helm: Path, setting: str, complaint: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        render(helm, "--set", setting)
+    assert complaint in refused.value.stderr
+
+
+def test_the_schema_knows_every_value_and_allows_no_other() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert sorted(_leaves(values)) == sorted(set(_leaves(values)) & set(_described(schema)))
+    assert set(_described(schema)) - set(_leaves(values)) == {"global"}
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key not in ("resources",):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def _described(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in schema["properties"].items():
+        if "properties" in value and value.get("type") == "object":
+            assert value["additionalProperties"] is False, f"{path}{key} lets in what nobody reads"
+            yield from _described(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def test_every_alert_asks_for_a_series_that_the_operator_has_and_says_what_to_do() -> None:
+    telemetry = (ROOT / "operator" / "gpupack" / "telemetry.py").read_text()
+    for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+            names = {word for word in _names(rule["expr"]) if word.startswith("gpupack_")}
+            assert names, rule["alert"]
+            for name in names:
+                assert f'"{name.removesuffix("_total").removesuffix("_count")}"' in telemetry, name
+
+
+def _names(expression: str) -> list[str]:
+    return "".join(each if each.isalnum() or each == "_" else " " for each in expression).split()
