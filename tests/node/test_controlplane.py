@@ -105,7 +105,7 @@ def test_objects_are_created_read_changed_and_deleted(cluster: ControlPlane) -> 
 
 
 def test_server_and_client_know_their_version(cluster: ControlPlane) -> None:
-    assert cluster.kubectl("version").count("v1.37.2") == 2
+    assert cluster.kubectl("version").count("v1.37.1") == 2
 
 
 def test_the_scheduler_puts_two_pods_on_the_gpu_of_the_claim_that_they_share(cluster: ControlPlane) -> None:

@@ -177,7 +177,7 @@ class VirtualNode:
             ],
             "nodeInfo": {
                 **info, "kernelVersion": "virtual", "osImage": "gpupack virtual node",
-                "containerRuntimeVersion": "gpupack://0", "kubeletVersion": "v1.37.2", "kubeProxyVersion": "",
+                "containerRuntimeVersion": "gpupack://0", "kubeletVersion": "v1.37.1", "kubeProxyVersion": "",
                 "operatingSystem": "linux", "architecture": "amd64",
             },
         }  # fmt: skip
