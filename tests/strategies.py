@@ -71,6 +71,7 @@ def serving(
     max_model_len: int | None = None,
     cpu_cores: int = 2,
     age: float = 1000.0,
+    dtype: Dtype = Dtype.BFLOAT16,
 ) -> Serving:
     """A serving of `model`; `itl`, `ttft` in seconds, `replicas` sets a manual count, `batch` a fixed batch limit."""
     slo = None
@@ -87,7 +88,7 @@ def serving(
         created_at=Seconds(NOON - age),
         pool="default",
         llm=catalog.llm(model),
-        dtype=Dtype.BFLOAT16,
+        dtype=dtype,
         max_model_len=max_model_len,
         engine_version="0.33.0",
         template_hash=template,

@@ -44,6 +44,7 @@ class Step(StrEnum):
 
 
 class Unit(StrEnum):
+    DTYPE_NOT_SUPPORTED = "DtypeNotSupported"
     BYTES = "bytes"
     SECONDS = "seconds"
     RATIO = "ratio"

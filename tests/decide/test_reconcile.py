@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpupack.decide.reconcile import reconcile
+from gpupack.facts.llm import Dtype
 from gpupack.facts.observation import Cause, Holder, Phase, Refused
 from gpupack.facts.serving import Mode, ServingKey, Sharing, SharingWish
 from gpupack.plan import Condition, ConditionType, ServingStatus, Tell, Truth
@@ -256,6 +257,22 @@ def test_a_wish_that_the_pool_does_not_allow_is_named() -> None:
     packed = condition(world, ConditionType.PACKED)
     assert (packed.truth, packed.reason) == (Truth.FALSE, "SharingNotAllowed")
     assert not world.pods
+
+
+def test_bfloat16_where_no_gpu_computes_in_it_is_refused_with_the_field_and_the_fix() -> None:
+    world = World([gpu(0, kind="T4")], [serving("chat", dtype=Dtype.BFLOAT16)]).run(10.0)
+    packed = condition(world, ConditionType.PACKED)
+    assert (packed.truth, packed.reason) == (Truth.FALSE, "DtypeNotSupported")
+    assert packed.message == "spec.model.dtype is bfloat16, in which T4 cannot compute; write float16 or float32."
+    assert not world.pods
+    world.edit(CHAT, serving("chat", dtype=Dtype.FLOAT16))
+    world.run(60.0)
+    assert world.ready == {"chat": 1}
+
+
+def test_bfloat16_goes_to_the_gpus_of_a_mixed_pool_that_compute_in_it() -> None:
+    world = World([gpu(0, kind="T4"), gpu(1)], [serving("chat", dtype=Dtype.BFLOAT16)]).run(60.0)
+    assert where(world) == {"1": 1}
 
 
 def test_a_serving_that_fits_nowhere_says_by_how_much_and_disturbs_nobody() -> None:

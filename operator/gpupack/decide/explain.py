@@ -153,6 +153,11 @@ def sharing_not_allowed(wish: str, allowed: Iterable[str]) -> str:
     return f"spec.sharing is {wish}, but the pool allows {_and(sorted(allowed)) or 'nothing'}."
 
 
+def dtype_not_supported(dtype: str, kinds: Iterable[str]) -> str:
+    """The whole pool cannot compute in what the user asked for."""
+    return f"spec.model.dtype is {dtype}, in which {_and(sorted(kinds))} cannot compute; write float16 or float32."
+
+
 def advised(chosen: ChosenShape) -> str:
     """What gpupack would do in Advise mode."""
     return (

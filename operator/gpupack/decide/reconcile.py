@@ -28,7 +28,9 @@ from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
-WARNINGS: frozenset[str] = frozenset((Reason.DATA_MISSING, Step.WITHDRAWN, Step.SHARING_NOT_ALLOWED, Step.NO_GPU))
+WARNINGS: frozenset[str] = frozenset(
+    (Reason.DATA_MISSING, Step.WITHDRAWN, Step.SHARING_NOT_ALLOWED, Step.DTYPE_NOT_SUPPORTED, Step.NO_GPU)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,10 @@ def _decide_one(
         message = explain.sharing_not_allowed(serving.sharing.value, (each.value for each in facts.policy.sharing))
         return Decision(reason=Step.SHARING_NOT_ALLOWED, subject=str(key), message=message)
     for each in given_up:
+    kinds = {gpu.gpu.kind for gpu in facts.gpus.values()}
+    if kinds and not any(kind.computes_in(serving.dtype) for kind in kinds):
+        message = explain.dtype_not_supported(serving.dtype.value, (kind.name for kind in kinds))
+        return Decision(reason=Step.DTYPE_NOT_SUPPORTED, subject=str(key), message=message)
         if each.placement.serving == key:
             return _withdrawn(each, facts)
     if serving.mode is Mode.ADVISE:

@@ -28,7 +28,7 @@ ASKED_AT_ONCE = 8
 
 
 def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> tuple[ChosenShape, ...]:
-    """The shapes of all servings on all kinds of GPU in the pool; one that must wait is missing until a later tick."""
+    """The shapes of all servings on all kinds of GPU in the pool that can run them; one that must wait comes later."""
     kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in facts.gpus.values()}
     known = {(each.serving, each.gpu_kind): each for each in kept}
     found = {
@@ -43,6 +43,8 @@ def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> t
             continue
         digest = digest_of(serving, sharing)
         for name, kind in sorted(kinds.items()):
+            if not kind.computes_in(serving.dtype):
+                continue
             old = known.get((key, name))
             if old is not None and old.inputs == digest:
                 found[key, name] = _reconsidered(old, serving, sharing, kind, facts, prospects)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpupack.facts.estimate import Source
+from gpupack.facts.llm import Dtype
 from gpupack.units import Bytes, BytesPerSecond, FlopsPerSecond, Watts
 
 
@@ -30,6 +31,10 @@ class GpuKind:
     product_names: tuple[str, ...]
     source: Source
     provenance: str
+
+    def computes_in(self, dtype: Dtype) -> bool:
+        """Whether vLLM starts with this type here: bfloat16 needs compute capability 8.0."""
+        return self.bfloat16 or dtype is not Dtype.BFLOAT16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

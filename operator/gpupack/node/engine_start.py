@@ -50,7 +50,7 @@ def settings_of(flags: Flags, llm: Llm, gpu: GpuKind) -> EngineSettings:
     """Raises Refused for a length or a dtype that the model or the GPU does not have."""
     dtypes = {"half": Dtype.FLOAT16, "float": Dtype.FLOAT32, "auto": Dtype.BFLOAT16 if gpu.bfloat16 else Dtype.FLOAT16}
     dtype = dtypes.get(flags.dtype) or Dtype(flags.dtype)
-    if dtype is Dtype.BFLOAT16 and not gpu.bfloat16:
+    if not gpu.computes_in(dtype):
         raise Refused(
             "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
             f"Your {gpu.product_names[0]} GPU has a lower one. You can use float16 instead by explicitly setting the "
