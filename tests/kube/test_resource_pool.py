@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpupack.facts.experiment import Compared, Experiment, Inputs, Judgement, Standing, Undone
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.placement import ChosenShape, Placement, Plan, Record, Withdrawn
+from gpupack.facts.placement import ChosenShape, FormerShape, Placement, Plan, Record, Withdrawn
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
 from gpupack.kube.pool_resource import plan_of, plan_to_status, pool_resource, pool_status_to_dict
 from gpupack.plan import Condition, ConditionType, PoolStatus, Truth
-from gpupack.units import GIB, Bytes, Ratio, Seconds
+from gpupack.units import GIB, Bytes, PerSecond, Ratio, Seconds
 
 from .objects import AT, GPU, H100, KEY, SHAPE, gpu_pool, sample
 
@@ -81,6 +82,24 @@ def a_plan() -> Plan:
         serving=KEY, gpu_kind="H100-80GB", shape=SHAPE, replicas_per_gpu=4, utilization_hundredths=12, inputs="ab12",
         chosen_at=AT,
     )  # fmt: skip
+    compared = Compared(
+        what="inter-token latency", subject=str(KEY), predicted=0.1 + 0.2, measured=1 / 3, unit="seconds"
+    )
+    experiment = Experiment(
+        serving=KEY, gpu_uuid=GPU, step="Added", began_at=AT, last_at=Seconds(AT + 2.5), asked=False,
+        before=(
+            Standing(serving=KEY, shape=SHAPE, engines=2, off=Ratio(1 / 3), tokens_per_second=2 / 3),
+            Standing(serving=other, shape=SHAPE, engines=1),
+        ),
+        company="3 x models/chat", gain=Ratio(0.2), saturation=Ratio(0.7), itl=Seconds(0.1), inputs="0123456789",
+        doubted_at=Seconds(AT + 60.0), judgement=Judgement.MISSED, judged_at=Seconds(AT + 120.0), undone=True,
+        compared=(compared,), why="",
+    )  # fmt: skip
+    undone = Undone(
+        serving=KEY, model="llama-3.2-1b", gpu_kind="H100-80GB", neighbours="2 x llama-3.2-1b", at=AT,
+        until=Seconds(AT + 1800.0), compared=compared,
+        inputs=Inputs(rate=PerSecond(0.1 + 0.2), input_mean=512.0, output_mean=1 / 3),
+    )  # fmt: skip
     return Plan(
         placements=(placement(2, 1), placement(1), placement(2, key=other, shape=replace(SHAPE, max_num_seqs=8))),
         shapes=(
@@ -91,15 +110,22 @@ def a_plan() -> Plan:
                 slo=Slo(itl=Seconds(0.1 + 0.2), ttft=None, statistic=Statistic.P99, assumed=True),
                 unreachable=Seconds(1 / 3),
                 better_since=Seconds(AT + 0.5),
+                was=FormerShape(shape=replace(SHAPE, max_num_seqs=8), replicas_per_gpu=3, utilization_hundredths=20),
             ),
         ),
         records=(
             Record(
                 serving=KEY, reason="BandwidthCeiling", subject=GPU, observed=1 / 3, limit=0.9, unit="ratio",
                 at_least=False, wanted=5, planned=4, message="saturation is above its ceiling", at=AT,
+                seen="12 requests/s", predicted="+12 %", rejected="GPU-2: Memory",
             ),
         ),
         withdrawn=(Withdrawn(serving=KEY, gpu_uuid=GPU, until=AT),),
+        experiments=(
+            experiment,
+            replace(experiment, gain=None, doubted_at=None, judgement=None, judged_at=None, undone=False, compared=()),
+        ),
+        undone=(undone, replace(undone, inputs=None)),
     )  # fmt: skip
 
 

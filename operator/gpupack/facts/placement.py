@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo
 from gpupack.units import Ratio, Seconds
 
@@ -68,6 +69,7 @@ class ChosenShape:
 
     `slo` is the promise that the shape was chosen for (the default one if the user made none), `unreachable` the lowest
     latency that any shape reaches where none keeps it, `better_since` since when live lengths ask for another shape.
+    `was` is the shape before, if live lengths and not the user asked for this one: it comes back if this does worse.
     """
 
     serving: ServingKey
@@ -80,6 +82,16 @@ class ChosenShape:
     slo: Slo | None = None
     unreachable: Seconds | None = None
     better_since: Seconds | None = None
+    was: FormerShape | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormerShape:
+    """The shape that another one took the place of, with what was chosen with it."""
+
+    shape: Shape
+    replicas_per_gpu: int
+    utilization_hundredths: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +99,8 @@ class Record:
     """The last decision on one serving as numbers that stay until the next decision.
 
     `reason` is a `plan.Reason` value (why no further replica), `observed` and `limit` its two sides in `unit`.
-    `wanted` is how many replicas demand asks for, `planned` how many the plan holds.
+    `wanted` is how many replicas demand asks for, `planned` how many the plan holds. `seen`, `predicted` and `rejected`
+    are sentences: what the decision rests on, what a step should bring, and what was not done instead.
     """
 
     serving: ServingKey
@@ -101,6 +114,9 @@ class Record:
     planned: int
     message: str
     at: Seconds
+    seen: str = ""
+    predicted: str = ""
+    rejected: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +130,17 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything the pool's task has decided. Sorted tuples, so that equal plans are equal values."""
+    """Everything the pool's task has decided. Sorted tuples, so that equal plans are equal values.
+
+    `experiments` are the last of each GPU, open or judged; `undone` is what was taken back and is remembered.
+    """
 
     placements: tuple[Placement, ...] = ()
     shapes: tuple[ChosenShape, ...] = ()
     records: tuple[Record, ...] = ()
     withdrawn: tuple[Withdrawn, ...] = ()
+    experiments: tuple[Experiment, ...] = ()
+    undone: tuple[Undone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

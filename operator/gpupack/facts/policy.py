@@ -33,6 +33,7 @@ class Policy:
     rate_windows: tuple[Seconds, ...] = (Seconds(30.0), Seconds(300.0))
     scale_down_delay: Seconds = Seconds(300.0)
     pending_deadline: Seconds = Seconds(600.0)
+    remember_undone: Seconds = Seconds(1800.0)
     tick: Seconds = Seconds(2.0)
     least_gap: Seconds = Seconds(0.2)
     drain_queue: Seconds = Seconds(30.0)

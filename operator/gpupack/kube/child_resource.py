@@ -16,7 +16,7 @@ from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen
 from gpupack.facts.placement import PredictedEffect
 from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.kube import labels
-from gpupack.kube.pool_resource import shape_of
+from gpupack.kube.shape_resource import shape_of
 from gpupack.kube.times import seconds_of
 from gpupack.units import Ratio, Seconds
 

@@ -16,8 +16,8 @@ from gpupack.facts.placement import Placement, gpu_hash
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube import labels
 from gpupack.kube.child_resource import predicted_to_dict
-from gpupack.kube.pool_resource import shape_to_dict
 from gpupack.kube.serving_resource import EngineTemplate, SecretRef
+from gpupack.kube.shape_resource import shape_to_dict
 from gpupack.plan import ApplyClaim, StartReplica
 from gpupack.units import Seconds
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.placement import ChosenShape, Placement, Plan, Record, Withdrawn
+from gpupack.facts.placement import ChosenShape, FormerShape, Placement, Plan, Record, Withdrawn
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
 from gpupack.kube.conditions import conditions_to_list
+from gpupack.kube.experiment_resource import experiment_of, experiment_to_dict, undone_of, undone_to_dict
+from gpupack.kube.shape_resource import serving_key_of, shape_of, shape_to_dict
 from gpupack.kube.times import rfc3339_micro, seconds_of
 from gpupack.plan import PoolStatus
-from gpupack.units import Bytes, Ratio, Seconds, parse_bytes, ratio_from_percent
+from gpupack.units import Ratio, Seconds, parse_bytes, ratio_from_percent
 
 _DEFAULT = Policy()
 GPUS_LIMIT = 512
@@ -123,6 +125,7 @@ def policy_of(spec: Mapping[str, Any]) -> Policy:
         rate_windows=tuple(Seconds(float(each)) for each in times.get("rateWindowsSeconds", _DEFAULT.rate_windows)),
         scale_down_delay=seconds(times, "scaleDownDelaySeconds", _DEFAULT.scale_down_delay),
         pending_deadline=seconds(times, "pendingDeadlineSeconds", _DEFAULT.pending_deadline),
+        remember_undone=seconds(times, "rememberUndoneSeconds", _DEFAULT.remember_undone),
         tick=seconds(times, "tickSeconds", _DEFAULT.tick),
         dcgm_period=seconds(metrics.get("dcgm", {}), "periodSeconds", _DEFAULT.dcgm_period),
         engine_period=seconds(metrics, "enginePeriodSeconds", _DEFAULT.engine_period),
@@ -166,6 +169,8 @@ def plan_to_status(plan: Plan) -> dict[str, Any]:
             {"serving": str(each.serving), "gpu": each.gpu_uuid, "until": rfc3339_micro(each.until)}
             for each in plan.withdrawn
         ],
+        "experiments": [experiment_to_dict(each) for each in plan.experiments],
+        "undone": [undone_to_dict(each) for each in plan.undone],
     }  # fmt: skip
 
 
@@ -186,32 +191,6 @@ def pool_status_to_dict(
     }
 
 
-def shape_to_dict(shape: Shape) -> dict[str, Any]:
-    return {
-        "maxNumSeqs": shape.max_num_seqs,
-        "kvCacheMemoryBytes": int(shape.kv_cache_memory_bytes),
-        "maxNumBatchedTokens": shape.max_num_batched_tokens,
-        "maxModelLen": shape.max_model_len,
-        "chunkedPrefill": shape.chunked_prefill,
-    }
-
-
-def shape_of(fields: Mapping[str, Any]) -> Shape:
-    return Shape(
-        max_num_seqs=fields["maxNumSeqs"],
-        kv_cache_memory_bytes=Bytes(fields["kvCacheMemoryBytes"]),
-        max_num_batched_tokens=fields["maxNumBatchedTokens"],
-        max_model_len=fields["maxModelLen"],
-        chunked_prefill=fields["chunkedPrefill"],
-    )
-
-
-def serving_key_of(text: str) -> ServingKey:
-    """`namespace/name`. Raises ValueError for anything else."""
-    namespace, name = text.split("/")
-    return ServingKey(namespace=namespace, name=name)
-
-
 def _plan(written: Mapping[str, Any]) -> Plan:
     engines = written["engines"]
     return Plan(
@@ -224,6 +203,8 @@ def _plan(written: Mapping[str, Any]) -> Plan:
             )
             for each in written["withdrawn"]
         ),
+        experiments=tuple(experiment_of(each) for each in written.get("experiments", ())),
+        undone=tuple(undone_of(each) for each in written.get("undone", ())),
     )  # fmt: skip
 
 
@@ -251,6 +232,7 @@ def _chosen(fields: Mapping[str, Any]) -> ChosenShape:
         slo=_slo(fields["slo"]) if "slo" in fields else None,
         unreachable=_seconds(fields.get("unreachableSeconds")),
         better_since=seconds_of(fields["betterSince"]) if "betterSince" in fields else None,
+        was=_former(fields["was"]) if "was" in fields else None,
     )
 
 
@@ -270,7 +252,21 @@ def _chosen_to_dict(chosen: ChosenShape) -> dict[str, Any]:
         fields["unreachableSeconds"] = repr(chosen.unreachable)
     if chosen.better_since is not None:
         fields["betterSince"] = rfc3339_micro(chosen.better_since)
+    if chosen.was is not None:
+        fields["was"] = {
+            "shape": shape_to_dict(chosen.was.shape),
+            "replicasPerGpu": chosen.was.replicas_per_gpu,
+            "gpuMemoryUtilizationPercent": chosen.was.utilization_hundredths,
+        }
     return fields
+
+
+def _former(fields: Mapping[str, Any]) -> FormerShape:
+    return FormerShape(
+        shape=shape_of(fields["shape"]),
+        replicas_per_gpu=fields["replicasPerGpu"],
+        utilization_hundredths=fields["gpuMemoryUtilizationPercent"],
+    )
 
 
 def _slo_to_dict(slo: Slo) -> dict[str, Any]:
@@ -305,10 +301,14 @@ def _record(fields: Mapping[str, Any]) -> Record:
         planned=fields["planned"],
         message=fields["message"],
         at=seconds_of(fields["at"]),
+        seen=fields.get("seen", ""),
+        predicted=fields.get("predicted", ""),
+        rejected=fields.get("rejected", ""),
     )
 
 
 def _record_to_dict(record: Record) -> dict[str, Any]:
+    told = {"seen": record.seen, "predicted": record.predicted, "rejected": record.rejected}
     return {
         "serving": str(record.serving),
         "reason": record.reason,
@@ -321,6 +321,7 @@ def _record_to_dict(record: Record) -> dict[str, Any]:
         "planned": record.planned,
         "message": record.message,
         "at": rfc3339_micro(record.at),
+        **{name: text for name, text in told.items() if text},
     }
 
 
