@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from gpupack.plan import Condition, ConditionType, ServingStatus, Tell, Truth
 from gpupack.units import GIB, Seconds
 
 from ..strategies import QUICK, gpu, key, serving
-from .world import World
+from .world import READY_AFTER, World
 
 CHAT = key("chat")
 
@@ -364,6 +365,22 @@ def test_a_deleted_serving_leaves_the_plan_and_holds_its_memory_until_its_pods_a
     world.run(80.0)
     assert world.ready == {"two": 1}
     assert world.stopped == [], "the garbage collector deletes what a deleted serving leaves"
+
+
+def test_forty_servings_on_twenty_gpus_are_up_in_the_time_of_two_starts() -> None:
+    servings = [serving(f"serving-{number:02d}", batch=128) for number in range(40)]
+    world = World([gpu(number) for number in range(20)], servings, cores=256.0).run(2 * READY_AFTER)
+    assert sum(world.ready.values()) == 40
+    assert world.plan is not None
+    assert set(Counter(each.gpu_uuid for each in world.plan.placements).values()) == {2}
+
+
+def test_a_replica_behind_others_that_start_on_its_gpu_is_given_the_whole_deadline_from_its_turn() -> None:
+    policy = replace(QUICK, pending_deadline=Seconds(20.0))
+    servings = [serving(f"serving-{number}", batch=16) for number in range(3)]
+    world = World([gpu(0)], servings, policy=policy).run(3 * READY_AFTER + 10.0)
+    assert sum(world.ready.values()) == 3
+    assert not [tell for tell in world.told if tell.warning]
 
 
 def test_a_claim_goes_when_nobody_uses_it() -> None:

@@ -29,9 +29,10 @@ def content_of(each: Member) -> Content:
 class Board:
     """The plan of this tick while it is made, on the GPUs as they are.
 
-    `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick. `rates` are
-    the arrivals of each serving a second; a serving without one is predicted at full batches. `saturations` are kept
-    by `pack` for as long as nothing on the GPU changes.
+    `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick; what is to
+    be planned there next is booked, so that nobody else counts on its room in this tick. `rates` are the arrivals of
+    each serving a second; a serving without one is predicted at full batches. `saturations` are kept by `pack` for as
+    long as nothing on the GPU changes.
     """
 
     def __init__(self, facts: Facts, plan: Plan, prospects: Prospects) -> None:
@@ -44,6 +45,7 @@ class Board:
             (each.serving, each.gpu_uuid): each for each in plan.withdrawn
         }
         self.touched: set[str] = set()
+        self._booked: list[Placement] = []
         self.rates: dict[ServingKey, float] = {}
         self.on: dict[str, list[Placement]] = defaultdict(list)
         self.of: dict[ServingKey, list[Placement]] = defaultdict(list)
@@ -174,6 +176,17 @@ class Board:
         self.on[placement.gpu_uuid].remove(placement)
         self.of[placement.serving].remove(placement)
         self._changed(placement.gpu_uuid)
+
+    def book(self, placement: Placement) -> None:
+        """Holds the room for a replica that is planned in a later tick."""
+        self._booked.append(placement)
+        self.add(placement)
+
+    def release(self) -> None:
+        """Gives up what was booked; the next tick decides about it."""
+        for placement in self._booked:
+            self.remove(placement)
+        self._booked.clear()
 
     def _changed(self, uuid: str) -> None:
         self.touched.add(uuid)

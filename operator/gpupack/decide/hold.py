@@ -64,9 +64,8 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
     facts, pod = board.facts, board.pod(placement)
     deadline = facts.policy.pending_deadline
     if pod is None:
-        if facts.at - placement.planned_at <= deadline:
-            return None
-        return obstacle(placement)
+        on_time = _sibling_starts(board, placement) or facts.at - _turn_since(board, placement) <= deadline
+        return None if on_time else obstacle(placement)
     said = f": {pod.message}" if pod.message else ""
     gpu = facts.gpus.get(placement.gpu_uuid)
     if pod.deletion_at is not None and gpu is not None and not gpu.node_ready:
@@ -78,6 +77,18 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
     if pod.phase is Phase.FAILED and facts.at - pod.created_at <= facts.policy.warmup:
         return f"it failed at its start{said}"
     return None
+
+
+def _sibling_starts(board: Board, placement: Placement) -> bool:
+    """Whether another engine of the plan starts on this GPU, one after another: it has its own limits."""
+    pods = (board.pod(each) for each in board.on[placement.gpu_uuid])
+    return any(pod is not None and pod.phase in (Phase.PENDING, Phase.STARTING) and not is_leaving(pod) for pod in pods)
+
+
+def _turn_since(board: Board, placement: Placement) -> float:
+    """Since when it has been this placement's turn to start: since it was planned, or the last one there was ready."""
+    pods = board.facts.replicas_on.get(placement.gpu_uuid, ())
+    return max([placement.planned_at, *(pod.ready_at for pod in pods if pod.ready_at is not None)])
 
 
 def _still_running(board: Board, serving: ServingKey) -> ReplicaSeen | None:

@@ -354,8 +354,9 @@ def ttft_of(group: GroupPrediction, slo: Slo) -> Seconds | None:
 class Survey:
     """What was found for one more replica: a GPU, or why none.
 
-    `waiting`: a GPU would take it and is only busy with another step. `verdicts` are all objections of all GPUs looked
-    at; `stop` is the reason, `past` what a manual count goes past on the GPU taken.
+    `waiting`: a GPU would take it and is only busy with another step; `next_on` is that GPU if the replica waits only
+    for the next tick and not for what happens there. `verdicts` are all objections of all GPUs looked at; `stop` is the
+    reason, `past` what a manual count goes past on the GPU taken.
     """
 
     uuid: str | None
@@ -363,6 +364,7 @@ class Survey:
     stop: Verdict | None
     verdicts: tuple[Verdict, ...]
     past: tuple[Verdict, ...] = ()
+    next_on: str | None = None
 
 
 Tried = tuple[str, tuple[Verdict, ...]]
@@ -372,7 +374,9 @@ Tried = tuple[str, tuple[Verdict, ...]]
 def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> Survey:
     """The best GPU for one more replica: spread over those in use, another one only when none of them can take it.
 
-    The reason for stopping is that of the GPU that came closest, among the GPUs tried last.
+    A replica that answers a load waits until nothing moves on its GPU, because that may change what is seen there. One
+    below the floor waits for the next tick at most: on each GPU one engine is planned a tick, and they start one after
+    another. The reason for stopping is that of the GPU that came closest, among the GPUs tried last.
     """
     planned = len(board.of[serving.key])
     used, unused = _to_look_at(board, serving, sharing, more=demand.wanted > planned)
@@ -398,13 +402,20 @@ def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> 
     for goes_past in (False, True) if serving.scaling.mode is ScalingMode.MANUAL else (False,):
         for found in groups:
             open_now = [(uuid, against) for uuid, against in found if not blocking(against, goes_past=goes_past)]
-            still = [(uuid, against) for uuid, against in open_now if not board.is_moving(uuid)]
-            if still:
-                uuid, against = min(still, key=lambda each: (_load(board, each[0]), each[0]))
+            ready = [each for each in open_now if not board.is_moving(each[0])]
+            if not ready and planned < demand.floor:
+                ready = [each for each in open_now if each[0] not in board.touched]
+            if ready:
+                uuid, against = _emptiest(board, ready)
                 return Survey(uuid=uuid, waiting=False, stop=None, verdicts=_listed(tried), past=against)
             if open_now:
-                return Survey(uuid=None, waiting=True, stop=None, verdicts=_listed(tried))
+                then = _emptiest(board, open_now)[0] if planned < demand.floor else None
+                return Survey(uuid=None, waiting=True, stop=None, verdicts=_listed(tried), next_on=then)
     return Survey(uuid=None, waiting=False, stop=_reason(board, serving, tried, demand), verdicts=_listed(tried))
+
+
+def _emptiest(board: Board, tried: Iterable[Tried]) -> Tried:
+    return min(tried, key=lambda each: (_load(board, each[0]), each[0]))
 
 
 def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool) -> tuple[list[str], list[str]]:

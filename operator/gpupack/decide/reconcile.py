@@ -133,6 +133,7 @@ def _decide(
         (each, _decide_one(board, each, demands[each.key], old.get(each.key), given_up, verdicts))
         for each in _in_turn(board, demands)
     ]
+    board.release()
     moved = {each.gpu_uuid for each in {*board.placements} ^ {*(facts.plan.placements if facts.plan else ())}}
     for serving, decision in decisions:
         key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
@@ -211,11 +212,11 @@ def _decide_one(
     if sharing is None:
         message = explain.sharing_not_allowed(serving.sharing.value, (each.value for each in facts.policy.sharing))
         return Decision(reason=Step.SHARING_NOT_ALLOWED, subject=str(key), message=message)
-    for each in given_up:
     kinds = {gpu.gpu.kind for gpu in facts.gpus.values()}
     if kinds and not any(kind.computes_in(serving.dtype) for kind in kinds):
         message = explain.dtype_not_supported(serving.dtype.value, (kind.name for kind in kinds))
         return Decision(reason=Step.DTYPE_NOT_SUPPORTED, subject=str(key), message=message)
+    for each in given_up:
         if each.placement.serving == key:
             return _withdrawn(each, facts)
     if serving.mode is Mode.ADVISE:
@@ -246,8 +247,11 @@ def _grown(
     key = serving.key
     planned = len(board.of[key])
     settled = is_settled(board, key)
-    if demand.wanted > planned and found.uuid is not None and (settled or _may_start_many(demand, planned)):
-        return _added(board, serving, sharing, demand, found, found.uuid)
+    if demand.wanted > planned and (settled or _may_start_many(demand, planned)):
+        if found.uuid is not None:
+            return _added(board, serving, sharing, demand, found, found.uuid)
+        if found.next_on is not None:
+            board.book(_one_more(board, serving, sharing, found.next_on))
     if record is not None and (not settled or found.waiting) and (found.stop is None or demand.wanted <= planned):
         return None
     if found.stop is not None:
@@ -263,18 +267,8 @@ def _may_start_many(demand: Demand, planned: int) -> bool:
 
 
 def _added(board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str) -> Decision:
-    chosen = board.chosen(serving.key, uuid)
-    assert chosen is not None
     is_opening = not board.is_used(uuid) and any(board.is_used(each) for each in board.facts.gpus)
-    placement = Placement(
-        serving=serving.key,
-        gpu_uuid=uuid,
-        slot=board.free_slot(serving.key, uuid),
-        sharing=sharing,
-        shape=chosen.shape,
-        template_hash=serving.template_hash,
-        planned_at=board.facts.at,
-    )
+    placement = _one_more(board, serving, sharing, uuid)
     board.add(placement)
     gain = gain_of(board, placement)
     brings = effect(board, placement)
@@ -290,6 +284,20 @@ def _added(board: Board, serving: Serving, sharing: Sharing, demand: Demand, fou
         limit=board.facts.policy.least_marginal_gain,
         unit=Unit.RATIO,
         at_least=True,
+    )
+
+
+def _one_more(board: Board, serving: Serving, sharing: Sharing, uuid: str) -> Placement:
+    chosen = board.chosen(serving.key, uuid)
+    assert chosen is not None
+    return Placement(
+        serving=serving.key,
+        gpu_uuid=uuid,
+        slot=board.free_slot(serving.key, uuid),
+        sharing=sharing,
+        shape=chosen.shape,
+        template_hash=serving.template_hash,
+        planned_at=board.facts.at,
     )
 
 
