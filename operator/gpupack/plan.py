@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpupack.facts.estimate import Estimate
+from gpupack.facts.experiment import Experiment
 from gpupack.facts.placement import Placement, Plan, PredictedEffect
+from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.units import Seconds
 
@@ -38,13 +40,15 @@ class Step(StrEnum):
     MOVED = "Moved"
     WITHDRAWN = "Withdrawn"
     ADVISED = "Advised"
+    NO_ENGINE = "NoEngine"
+    SUSPENDED = "Suspended"
     GOES_PAST = "GoesPast"
     SHARING_NOT_ALLOWED = "SharingNotAllowed"
+    DTYPE_NOT_SUPPORTED = "DtypeNotSupported"
     NO_GPU = "NoGpu"
 
 
 class Unit(StrEnum):
-    DTYPE_NOT_SUPPORTED = "DtypeNotSupported"
     BYTES = "bytes"
     SECONDS = "seconds"
     RATIO = "ratio"
@@ -83,6 +87,7 @@ class ConditionType(StrEnum):
     SLO_MET = "SloMet"
     ACCEPTED = "Accepted"
     PROGRESSING = "Progressing"
+    AS_PREDICTED = "AsPredicted"
 
 
 class Truth(StrEnum):
@@ -181,7 +186,10 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStatus:
-    """The derived status of one ModelServing; everything a person reads in `kubectl get msv -o yaml`."""
+    """The derived status of one ModelServing; everything a person reads in `kubectl get msv -o yaml`.
+
+    `experiment` is the last one of this serving, `experiment_message` what came of it, in sentences.
+    """
 
     serving: ServingKey
     uid: str
@@ -204,6 +212,12 @@ class ServingStatus:
     decision_unit: str
     decision_at: Seconds | None
     conditions: tuple[Condition, ...]
+    decision_seen: str = ""
+    decision_predicted: str = ""
+    decision_rejected: str = ""
+    experiment: Experiment | None = None
+    experiment_message: str = ""
+    appraisal: Appraisal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

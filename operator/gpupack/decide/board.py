@@ -14,7 +14,7 @@ from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan, Withdrawn
-from gpupack.facts.serving import ServingKey, Shape, Sharing
+from gpupack.facts.serving import Mode, ServingKey, Shape, Sharing
 from gpupack.units import Bytes, Ratio
 
 Member = Placement | ReplicaSeen
@@ -101,8 +101,14 @@ class Board:
     def is_moving(self, uuid: str) -> bool:
         """Whether anything on this GPU starts or stops, or has just been decided."""
         return (
-            uuid in self.touched or bool(self.leftovers(uuid)) or not all(self.is_ready(each) for each in self.on[uuid])
+            uuid in self.touched or bool(self.leftovers(uuid)) or not all(self._rests(each) for each in self.on[uuid])
         )
+
+    def _rests(self, placement: Placement) -> bool:
+        """Whether it serves, or is kept from coming up by who suspended it."""
+        serving = self.facts.servings.get(placement.serving)
+        held = serving is not None and serving.mode is not Mode.ACTIVE and self.pod(placement) is None
+        return held or self.is_ready(placement)
 
     def is_used(self, uuid: str) -> bool:
         return bool(self.on[uuid]) or bool(self.leftovers(uuid))

@@ -6,14 +6,17 @@ are believed rather than read, where they come from. Knows words, not rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.observation import Cause, Missing
 from gpupack.facts.placement import ChosenShape, PredictedEffect
-from gpupack.facts.serving import Slo
+from gpupack.facts.serving import Shape, Slo
 from gpupack.plan import Reason, Unit, Verdict
 from gpupack.units import gibibytes, milliseconds, percent
 
+NAMED = 3
+"""So many pods are named in one sentence; status lists all."""
 _BELIEVED = {
     Source.CALIBRATED: "predicted",
     Source.ANALYTIC: "predicted",
@@ -165,6 +168,101 @@ def advised(chosen: ChosenShape) -> str:
         f" {gibibytes(chosen.shape.kv_cache_memory_bytes):.1f} GiB of KV cache an engine,"
         f" {chosen.replicas_per_gpu} on a GPU. Nothing is touched."
     )
+
+
+def appraised(
+    kind: str,
+    engines: int,
+    gpus: int,
+    now: Shape,
+    better: Shape,
+    replicas: int,
+    gain: float | None,
+    *,
+    rate: float | None,
+    needed: int | None,
+    stop: Verdict,
+    slo: Slo,
+    unreachable: float | None,
+    kept_now: bool,
+) -> str:
+    """What engines that others started have, what they could have, and what that would bring.
+
+    `rate` is what all of them get, in requests a second; `needed` the GPUs that would carry it. `kept_now`: some load
+    lets an engine as it is keep the promise.
+    """
+    text = [
+        f"{engines} {_engines(engines)} on {gpus} {kind}: now up to {now.max_num_seqs} sequences and"
+        f" {gibibytes(now.kv_cache_memory_bytes):.1f} GiB of KV cache each.",
+        f"Better {better.max_num_seqs} and {gibibytes(better.kv_cache_memory_bytes):.1f} GiB,"
+        f" {replicas} {_engines(replicas)} on a GPU.",
+    ]
+    if unreachable is not None:
+        text.append(f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(unreachable):.4g} ms.")
+    elif gain is not None:
+        text.append(f"Predicted: {percent(gain):+.0f} % throughput of a GPU at the same promise ({promise(slo)}).")
+    elif not kept_now:
+        text.append(f"As it is, an engine keeps {promise(slo)} at no load.")
+    if rate is not None and needed is not None:
+        text.append(f"The {rate:.3g} requests/s of now need {needed} of the {gpus} GPU{'' if gpus == 1 else 's'}.")
+    return " ".join([*text, f"No further engine: {verdict(stop)}", "Nothing is touched."])
+
+
+def no_engine() -> str:
+    return "No pod matches spec.observe.selector."
+
+
+def not_judged(pods: Sequence[tuple[str, str]]) -> str:
+    """Pods that could not be judged, each with its reason; the first few."""
+    told = [f"{pod}: {why}." for pod, why in pods[:NAMED]]
+    more = len(pods) - len(told)
+    return " ".join([*told, f"{more} more pods cannot be judged."] if more > 0 else told)
+
+
+def spans_gpus(count: int) -> str:
+    return f"it runs over {count} GPUs, and only engines on one GPU can be judged"
+
+
+def unknown_kind(node: str) -> str:
+    return f"nothing tells which kind of GPU it has on node {node or '(none yet)'}"
+
+
+def tells_nothing(flag: str) -> str:
+    return f"it was started with {flag}, so it tells no metrics"
+
+
+def not_asked_yet() -> str:
+    return "it has not been asked for its metrics yet"
+
+
+def unread(missing: Missing, address: str) -> str:
+    """Why an engine's metrics are not there."""
+    match missing.cause:
+        case Cause.UNREACHABLE:
+            return f"nothing answers http://{address}/metrics"
+        case Cause.NO_SERIES:
+            return f"http://{address}/metrics does not show {missing.origin}"
+        case Cause.STALE:
+            return f"the numbers at http://{address}/metrics stand still"
+        case _:
+            return f"{missing.origin} at http://{address}/metrics is {missing.cause.value}"
+
+
+def another_model(served: str, wanted: str) -> str:
+    return f"it serves {served}, not {wanted}"
+
+
+def suspended(planned: int) -> str:
+    replicas = "1 replica keeps its place" if planned == 1 else f"{planned} replicas keep their places"
+    return f"spec.mode is Suspend: nothing is started, stopped or changed; {replicas}."
+
+
+def drained(old: str, new: str, node: str) -> str:
+    return f"A replica moves from {place(old)} to {place(new)}: node {node} is cordoned and its pod was taken away."
+
+
+def _engines(count: int) -> str:
+    return "engine" if count == 1 else "engines"
 
 
 def no_gpu() -> str:

@@ -119,6 +119,8 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
     board, uuid, key = candidate.board, candidate.uuid, candidate.serving.key
     for name in candidate.gpu.foreign:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, name)
+    if candidate.gpu.cordoned:
+        yield _held(uuid, 1.0, 0.0, Unit.NONE, f"node {candidate.gpu.gpu.node} is cordoned")
     present = candidate.present
     for namespace in sorted(board.namespaces(uuid) - {key.namespace}):
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"namespace {namespace}, which holds the claim of this GPU")

@@ -181,17 +181,21 @@ def _coefficients(llm: Llm, dtype: Dtype, version: str, profile: Profile | None,
 
 
 def live_lengths(serving: Serving, facts: Facts) -> Lengths | None:
+    """The lengths of the requests that really came to its replicas; None if too few."""
+    replicas = facts.replicas_of.get(serving.key, ())
+    ready = (facts.engines.get(each.name) for each in replicas if each.phase is Phase.READY)
+    return measured_lengths(serving.lengths, (each for each in ready if each is not None))
+
+
+def measured_lengths(declared: Lengths, engines: Iterable[EngineFacts]) -> Lengths | None:
     """Means of the requests that really came, over the longest window, weighed by how many finished; None if too few.
 
     The spread stays the declared one: histograms of lengths are too coarse for it.
     """
     weight = given = made = 0.0
-    for replica in facts.replicas_of.get(serving.key, ()):
-        engine = facts.engines.get(replica.name)
-        traffic = None if engine is None else _longest(engine)
-        if traffic is None or replica.phase is not Phase.READY:
-            continue
-        if isinstance(traffic.finished, Missing):
+    for engine in engines:
+        traffic = _longest(engine)
+        if traffic is None or isinstance(traffic.finished, Missing):
             continue
         if isinstance(traffic.input_mean, Missing) or isinstance(traffic.output_mean, Missing):
             continue
@@ -202,7 +206,7 @@ def live_lengths(serving: Serving, facts: Facts) -> Lengths | None:
     if weight < LENGTHS_FROM or given <= 0 or made <= 0:
         return None
     return replace(
-        serving.lengths,
+        declared,
         input_mean=rounded(given / weight),
         output_mean=rounded(made / weight),
         assumed=False,

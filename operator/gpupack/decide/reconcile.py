@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gpupack.decide import explain, report
+from gpupack.decide.appraise import appraise
 from gpupack.decide.board import Board
 from gpupack.decide.capacity import capacity_of
 from gpupack.decide.demand import Basis, Demand, ask
@@ -23,13 +24,21 @@ from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.interpretation import Facts, interpret, is_leaving
 from gpupack.facts.observation import Observation, ReplicaSeen
 from gpupack.facts.placement import Placement, Plan, Record
+from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
 from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
 WARNINGS: frozenset[str] = frozenset(
-    (Reason.DATA_MISSING, Step.WITHDRAWN, Step.SHARING_NOT_ALLOWED, Step.DTYPE_NOT_SUPPORTED, Step.NO_GPU)
+    (
+        Reason.DATA_MISSING,
+        Step.WITHDRAWN,
+        Step.SHARING_NOT_ALLOWED,
+        Step.DTYPE_NOT_SUPPORTED,
+        Step.NO_GPU,
+        Step.NO_ENGINE,
+    )
 )
 
 
@@ -57,8 +66,9 @@ def reconcile(observation: Observation) -> Outcome:
     old = {each.serving: each for each in before.records}
     verdicts: list[tuple[ServingKey, Verdict]] = []
     records = dict(old)
+    appraisals = {key: appraise(facts, each) for key, each in facts.servings.items() if each.observes}
     if facts.plan is not None:
-        records = _decide(board, old, verdicts)
+        records = _decide(board, old, appraisals, verdicts)
     plan = Plan(
         placements=board.placements,
         shapes=shapes,
@@ -67,6 +77,7 @@ def reconcile(observation: Observation) -> Outcome:
     )
     changed = plan != facts.plan
     statuses = [report.serving_status(board, each, records.get(key)) for key, each in facts.servings.items()]
+    statuses = [report.with_appraisal(each, appraisals.get(each.serving)) for each in statuses]
     statuses += [report.refused_status(facts, each) for each in facts.refused.values()]
     return Outcome(
         pool_status=report.pool_status(facts, plan),
@@ -114,7 +125,10 @@ def _held(facts: Facts) -> Outcome:
 
 
 def _decide(
-    board: Board, old: Mapping[ServingKey, Record], verdicts: list[tuple[ServingKey, Verdict]]
+    board: Board,
+    old: Mapping[ServingKey, Record],
+    appraisals: Mapping[ServingKey, Appraisal],
+    verdicts: list[tuple[ServingKey, Verdict]],
 ) -> dict[ServingKey, Record]:
     """Move the board by at most one step on every GPU, and record why."""
     facts = board.facts
@@ -129,9 +143,13 @@ def _decide(
         if rate is not None:
             board.rates[key] = rate
     records: dict[ServingKey, Record] = {key: old[key] for key in facts.refused if key in old}
+    for key, appraisal in appraisals.items():
+        said = _appraised(facts.servings[key], appraisal)
+        records[key] = _record(key, said, 0, len(board.of[key]), old.get(key), facts)
     decisions = [
         (each, _decide_one(board, each, demands[each.key], old.get(each.key), given_up, verdicts))
         for each in _in_turn(board, demands)
+        if each.key not in appraisals
     ]
     board.release()
     moved = {each.gpu_uuid for each in {*board.placements} ^ {*(facts.plan.placements if facts.plan else ())}}
@@ -208,6 +226,8 @@ def _decide_one(
 ) -> Decision | None:
     """The one thing to say about this serving, after the board has been moved; None keeps what was said last."""
     key, facts = serving.key, board.facts
+    if serving.mode is Mode.SUSPEND:
+        return Decision(reason=Step.SUSPENDED, subject=str(key), message=explain.suspended(len(board.of[key])))
     sharing = sharing_of(serving, facts.policy)
     if sharing is None:
         message = explain.sharing_not_allowed(serving.sharing.value, (each.value for each in facts.policy.sharing))
@@ -221,6 +241,8 @@ def _decide_one(
             return _withdrawn(each, facts)
     if serving.mode is Mode.ADVISE:
         return _advised(board, serving, sharing, demand, verdicts)
+    if (evicted := _evicted(board, serving)) is not None:
+        return _away_from(board, serving, sharing, demand, evicted)
     renewal = renew(board, serving, sharing, demand)
     if renewal is not None and renewal.new is not None:
         return Decision(
@@ -315,6 +337,43 @@ def _elsewhere(
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
 
 
+def _evicted(board: Board, serving: Serving) -> Placement | None:
+    """A placement on a cordoned node that has lost its pod, or is about to: it cannot come back there."""
+    for placement in board.of[serving.key]:
+        gpu, pod = board.facts.gpus.get(placement.gpu_uuid), board.pod(placement)
+        if gpu is not None and gpu.cordoned and (pod is None or pod.deletion_at is not None):
+            return placement
+    return None
+
+
+def _away_from(board: Board, serving: Serving, sharing: Sharing, demand: Demand, evicted: Placement) -> Decision | None:
+    """It moves to a GPU that takes it, in one step: the count, and with it the disruption budget, stays as it is."""
+    node = board.facts.gpus[evicted.gpu_uuid].gpu.node
+    found = survey(board, serving, sharing, replace(demand, wanted=len(board.of[serving.key]) + 1))
+    if found.uuid is None:
+        return _stopped(found.stop) if found.stop is not None else None
+    board.remove(evicted)
+    _added(board, serving, sharing, demand, found, found.uuid)
+    message = explain.drained(evicted.gpu_uuid, found.uuid, node)
+    return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
+
+
+def _appraised(serving: Serving, appraisal: Appraisal) -> Decision:
+    """What is said of engines that others started; a warning if none of them can be judged."""
+    unread = explain.not_judged([(each.pod, each.problem) for each in appraisal.engines if each.problem is not None])
+    if not appraisal.better:
+        return Decision(reason=Step.NO_ENGINE, subject=str(serving.key), message=unread or explain.no_engine())
+    gains = [each.gain for each in appraisal.better if each.gain is not None]
+    return Decision(
+        reason=Step.ADVISED,
+        subject=str(serving.key),
+        message=" ".join([*(each.message for each in appraisal.better), unread]).strip(),
+        observed=max(gains, default=0.0),
+        unit=Unit.RATIO,
+        at_least=True,
+    )
+
+
 def _advised(
     board: Board,
     serving: Serving,
@@ -382,7 +441,7 @@ def _record(key: ServingKey, decision: Decision, wanted: int, planned: int, was:
 
 
 def _gist(record: Record) -> tuple[str, str, str, int, str]:
-    past = record.message if record.reason == Step.GOES_PAST else ""
+    past = record.message if record.reason in (Step.GOES_PAST, Step.ADVISED, Step.NO_ENGINE) else ""
     return record.reason, record.subject, record.unit, record.planned, past
 
 
@@ -393,6 +452,7 @@ def _tells(old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record]) -
         was = old.get(key)
         if was is record or (was is not None and _gist(was) == _gist(record)):
             continue
-        warning = record.reason in WARNINGS or (record.planned == 0 and record.wanted > 0)
+        needed = record.reason not in (Step.ADVISED, Step.SUSPENDED) and record.planned == 0 and record.wanted > 0
+        warning = record.reason in WARNINGS or needed
         told.append(Tell(serving=key, warning=warning, reason=record.reason, message=record.message))
     return tuple(told)

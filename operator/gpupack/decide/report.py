@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpupack.decide import explain
 from gpupack.decide.board import Board
@@ -17,6 +18,7 @@ from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, Refused, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan, Record
 from gpupack.facts.policy import Policy
+from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import BLOCK_TOKENS, Mode, Serving, ServingKey, Slo, Statistic
 from gpupack.perf.memory import default_shape
 from gpupack.plan import Condition, ConditionType, PoolStatus, Reason, ReplicaStatus, ServingStatus, Step, Truth
@@ -73,6 +75,26 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
             _slo_met(board, serving, chosen, pods),
             _progressing(board, serving),
         ),
+    )
+
+
+def with_appraisal(status: ServingStatus, appraisal: Appraisal | None) -> ServingStatus:
+    """The status of a serving that observes: the shape on top is that for the kind of GPU with the most engines."""
+    if appraisal is None:
+        return status
+    first = max(appraisal.better, key=lambda each: each.engines, default=None)
+    if first is None:
+        return replace(status, appraisal=appraisal)
+    fits = first.utilization_hundredths <= 100
+    return replace(
+        status,
+        appraisal=appraisal,
+        max_num_seqs=first.shape.max_num_seqs,
+        kv_cache_memory_bytes=first.shape.kv_cache_memory_bytes,
+        max_model_len=first.shape.max_model_len,
+        engine_args=shape_args(first.shape, first.utilization_hundredths) if fits else (),
+        replicas_per_gpu=first.replicas_per_gpu,
+        freed_bytes=max(0, first.freed_bytes),
     )
 
 
@@ -185,6 +207,8 @@ def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: i
     planned = len(board.of[serving.key])
     if serving.mode is Mode.ADVISE and not planned:
         return _condition(ConditionType.READY, Truth.FALSE, "AdviseOnly", "In Advise mode nothing is started.")
+    if serving.mode is Mode.SUSPEND and ready == 0:
+        return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED, explain.suspended(planned))
     message = explain.ready(ready, max(planned, ready))
     if ready == 0:
         reason = "Starting" if planned else "NotPlaced"
@@ -216,7 +240,7 @@ def _packed(board: Board, serving: Serving, record: Record | None) -> Condition:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, "Waiting", explain.waits())
     reason, planned = record.reason, len(board.of[serving.key])
     message = record.message
-    if reason == Step.ADVISED:
+    if reason in (Step.ADVISED, Step.NO_ENGINE, Step.SUSPENDED):
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
     if reason == Reason.DATA_MISSING:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
@@ -243,6 +267,8 @@ def _slo_met(board: Board, serving: Serving, chosen: ChosenShape | None, pods: S
         for each in pods
         if each.phase is Phase.READY and not is_leaving(each) and each.name in board.facts.engines
     ]
+    observed = (each.key for each in board.facts.running.get(serving.key, ()))
+    seen += [board.facts.engines[each] for each in observed if each in board.facts.engines]
     kept = _keeps(slo, seen, board.facts.policy)
     promise = explain.promise(slo)
     if kept is None:
@@ -286,6 +312,9 @@ def _window(engine: EngineFacts, policy: Policy) -> Traffic | None:
 
 
 def _progressing(board: Board, serving: Serving) -> Condition:
+    if serving.mode is Mode.SUSPEND:
+        message = explain.suspended(len(board.of[serving.key]))
+        return _condition(ConditionType.PROGRESSING, Truth.FALSE, Step.SUSPENDED, message)
     coming = sum(1 for each in board.of[serving.key] if not board.is_ready(each))
     if serving.mode is Mode.ACTIVE and not is_settled(board, serving.key):
         reason = "Starting" if coming else "Stopping"

@@ -39,7 +39,7 @@ def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> t
     asked = 0
     for key, serving in facts.servings.items():
         sharing = sharing_of(serving, facts.policy)
-        if sharing is None:
+        if sharing is None or serving.observes:
             continue
         digest = digest_of(serving, sharing)
         for name, kind in sorted(kinds.items()):

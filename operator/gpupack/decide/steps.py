@@ -129,6 +129,8 @@ def obstacle(board: Board, placement: Placement) -> str | None:
         return "the GPU is not in the pool any more"
     if not gpu.node_ready:
         return f"node {gpu.gpu.node} is not ready"
+    if gpu.cordoned:
+        return f"node {gpu.gpu.node} is cordoned"
     if gpu.foreign:
         return f"the GPU is held by {gpu.foreign[0]}"
     pods = facts.replicas_on.get(uuid, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gpupack.facts.gpu import Gpu
@@ -30,6 +30,7 @@ from gpupack.facts.observation import (
 )
 from gpupack.facts.placement import Placement, Plan
 from gpupack.facts.policy import Policy
+from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.units import Seconds
 
@@ -69,17 +70,23 @@ class EngineFacts:
     kv_blocks: Known
     windows: tuple[Traffic, ...]
     peak_arrivals: Known
+    version: str | None = None
+    served: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes."""
+    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes.
+
+    `cordoned`: its node takes no new pods, because somebody wants it empty.
+    """
 
     gpu: Gpu
     node_ready: bool
     dram_active: Known
     fb_used: Known
     foreign: tuple[str, ...]
+    cordoned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +110,8 @@ class Facts:
     engines: Mapping[str, EngineFacts]
     claims_on: Mapping[str, tuple[ClaimSeen, ...]]
     services: Mapping[ServingKey, ServiceSeen]
+    running: Mapping[ServingKey, tuple[RunningEngine, ...]] = field(default_factory=dict)
+    appraisals: Mapping[ServingKey, Appraisal] = field(default_factory=dict)
 
 
 def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
@@ -139,6 +148,9 @@ def interpret(observation: Observation) -> Facts:
     for replica in replicas:
         on[replica.gpu_uuid].append(replica)
         of[replica.serving].append(replica)
+    running: dict[ServingKey, list[RunningEngine]] = defaultdict(list)
+    for engine in sorted(observation.running, key=lambda each: each.key):
+        running[engine.serving].append(engine)
     gpus = sorted(observation.gpus, key=lambda each: (each.gpu.node, each.gpu.uuid))
     return Facts(
         at=observation.at,
@@ -155,6 +167,8 @@ def interpret(observation: Observation) -> Facts:
         engines={each.replica: _engine(each, policy, observation.at) for each in observation.engines},
         claims_on=_frozen(claims),
         services={each.serving: each for each in observation.services},
+        running=_frozen(running),
+        appraisals={each.serving: each for each in observation.appraisals},
     )
 
 
@@ -170,6 +184,7 @@ def _gpu(seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Itera
         dram_active=_known(seen.dram_active, at, limit),
         fb_used=_known(seen.fb_used, at, limit),
         foreign=tuple(sorted(foreign.get(seen.gpu.uuid, ()))),
+        cordoned=seen.cordoned,
     )
 
 
@@ -182,6 +197,8 @@ def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
         kv_blocks=_known(seen.kv_blocks, at, limit),
         windows=tuple(_traffic(window, at, limit) for window in seen.windows),
         peak_arrivals=_known(seen.peak_arrivals, at, limit),
+        version=seen.version,
+        served=seen.served,
     )
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.placement import Plan, PredictedEffect
 from gpupack.facts.policy import Policy
+from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Serving, ServingKey, Shape, Sharing
 from gpupack.units import Seconds
 
@@ -110,7 +111,9 @@ class EngineWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSeen:
-    """What one replica's `/metrics` says now and over the policy's windows (shortest first).
+    """What one engine's `/metrics` says now and over the policy's windows (shortest first).
+
+    `served` are the roots of the models that `/v1/models` lists; empty where nobody asked or it did not answer.
 
     `peak_arrivals` is the highest arrival rate of the shortest window within the last scale-down delay; Missing until
     that delay has been watched. `waiting_before` is the scrape before the last one.
@@ -125,17 +128,22 @@ class EngineSeen:
     windows: tuple[EngineWindow, ...]
     peak_arrivals: Measured
     version: str | None = None
+    served: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSeen:
-    """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes."""
+    """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes.
+
+    `cordoned`: somebody said that its node takes no new pods.
+    """
 
     gpu: Gpu
     node_ready: bool
     dram_active: Measured
     fb_used: Measured
     power: Measured
+    cordoned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +192,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSeen:
-    """Which of a serving's shared children exist: its Service and its PodDisruptionBudget."""
+    """Which of a serving's shared children stand as gpupack applied them: its Service and its PodDisruptionBudget."""
 
     serving: ServingKey
     has_service: bool
@@ -196,7 +204,7 @@ class Observation:
     """Everything a decision may know. `stale` names mirrors that are too old to trust (stale data holds).
 
     `plan` is None when the pool's status holds none (new, or lost). `pool_problem` is set when the pool itself may not
-    act (it overlaps an older one).
+    act (it overlaps an older one). `running` are engines that others started, `appraisals` what was said of them last.
     """
 
     at: Seconds
@@ -216,3 +224,5 @@ class Observation:
     services: tuple[ServiceSeen, ...]
     stale: tuple[str, ...] = ()
     pool_problem: str | None = None
+    running: tuple[RunningEngine, ...] = ()
+    appraisals: tuple[Appraisal, ...] = ()

@@ -37,6 +37,7 @@ class SharingWish(StrEnum):
 class Mode(StrEnum):
     ACTIVE = "Active"
     ADVISE = "Advise"
+    SUSPEND = "Suspend"
 
 
 class ScalingMode(StrEnum):
@@ -144,7 +145,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """A valid ModelServing. `template_hash` covers everything of the pod that is not the shape (image, args, env)."""
+    """A valid ModelServing. `template_hash` covers everything of the pod that is not the shape (image, args, env).
+
+    `observes`: it is about engines that gpupack did not start, and starts none.
+    """
 
     key: ServingKey
     uid: str
@@ -165,3 +169,4 @@ class Serving:
     sharing: SharingWish
     mode: Mode
     profile: Profile | None = None
+    observes: bool = False
