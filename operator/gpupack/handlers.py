@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -40,7 +41,8 @@ from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
 from gpupack.telemetry import Telemetry, Tick
-from gpupack.units import Seconds
+from gpupack.trace.recorder import Recorder, TraceFile
+from gpupack.units import MB, Seconds
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,17 @@ LAST_TICK_SECONDS = 5.0
 ORPHAN_SECONDS = 2.0
 LEAST_GAP_SECONDS = Policy().least_gap
 AFTER_FAILURE_SECONDS = Policy().tick
+TRACE_VARIABLE = "GPUPACK_TRACE"
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
 
 Reconcile = Callable[[Observation], Outcome]
+Record = Callable[[Observation, Outcome], None]
+"""Takes a tick for the trace; returns at once and never fails."""
+
+
+def record_nothing(_observation: Observation, _outcome: Outcome) -> None:
+    """No trace was asked for."""
 
 
 def timing_of(policy: Policy) -> Timing:
@@ -63,6 +72,7 @@ def timing_of(policy: Policy) -> Timing:
         period=policy.engine_period,
         stale_periods=policy.stale_periods,
         peak_delay=policy.scale_down_delay,
+        judged=policy.window,
     )
 
 
@@ -103,7 +113,8 @@ class PoolTask:
 
     def __init__(
         self, name: str, api: Api, mirrors: Mirrors, scraper: Scraper, telemetry: Telemetry, *,
-        reconcile: Reconcile = reconcile, reporter: str, clock: Callable[[], float] = time.time,
+        reconcile: Reconcile = reconcile, record: Record = record_nothing, reporter: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.name = name
         self.wake = asyncio.Event()
@@ -113,6 +124,7 @@ class PoolTask:
         self._scraper = scraper
         self._telemetry = telemetry
         self._reconcile = reconcile
+        self._record = record
         self._performer = Performer(api, reporter)
         self._clock = clock
         self._rhythm = Rhythm()
@@ -193,6 +205,7 @@ class PoolTask:
         self._telemetry.decided(
             self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
         )  # fmt: skip
+        self._record(observation, outcome)
         self._log_decisions(observation, outcome)
         committed, done = await carry_out(self._api, self._performer, scene, outcome, now)
         for performed in done:
@@ -226,9 +239,13 @@ class Operator:
     """Mirrors, pool tasks and the two endpoints, for as long as Kopf runs."""
 
     def __init__(
-        self, configuration: Configuration, *, pod_proxy: str | None, reconcile: Reconcile = reconcile
-    ) -> None:
+        self, configuration: Configuration, *, pod_proxy: str | None, reconcile: Reconcile = reconcile,
+        trace: TraceFile | None = None,
+    ) -> None:  # fmt: skip
         self.telemetry = Telemetry(self._mirror_ages)
+        self._recorder = (
+            None if trace is None else Recorder(trace, catalog=catalog.digest(), tally=self.telemetry.recorded)
+        )
         self.pools: dict[str, PoolTask] = {}
         self._configuration = configuration
         self._pod_proxy = pod_proxy
@@ -271,6 +288,7 @@ class Operator:
             pool = PoolTask(
                 name, self._api, self.mirrors, scraper, self.telemetry,
                 reconcile=self._reconcile, reporter=socket.gethostname(),
+                record=record_nothing if self._recorder is None else self._recorder.put,
             )  # fmt: skip
             self.pools[name] = pool
             task = asyncio.create_task(pool.run(), name=f"pool {name}")
@@ -285,6 +303,8 @@ class Operator:
             log.error("the task of pool %s died and is started again by its next event", name, exc_info=problem)
 
     async def start(self) -> None:
+        if self._recorder is not None:
+            self._recorder.start()
         self._followers = [asyncio.create_task(run) for run in (*self.mirrors.runs(), self.tell_orphans())]
         for follower in self._followers:
             follower.add_done_callback(_end_if_it_died)
@@ -300,6 +320,8 @@ class Operator:
         for task in remaining:
             task.cancel()
         await asyncio.gather(*remaining, return_exceptions=True)
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.stop)
         await self._api.__aexit__(None, None, None)
 
     def is_alive(self) -> bool:
@@ -447,10 +469,11 @@ def _yes_or_no(true: Callable[[], bool]) -> Callable[[], web.Response]:
 
 async def operate(
     *, kubeconfig: str | None, pod_proxy: str | None, host: str, metrics_port: int | None, health_port: int | None,
-    reconcile: Reconcile = reconcile, stop: asyncio.Event | None = None, ready: asyncio.Event | None = None,
+    trace: TraceFile | None = None, reconcile: Reconcile = reconcile, stop: asyncio.Event | None = None,
+    ready: asyncio.Event | None = None,
 ) -> None:  # fmt: skip
     """Runs until a signal or `stop`. Raises Unavailable without credentials, OSError if a port is taken."""
-    operator = Operator(await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile)
+    operator = Operator(await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile, trace=trace)
 
     def metrics() -> web.Response:
         return web.Response(body=operator.telemetry.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
@@ -477,6 +500,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="where the endpoints listen")
     parser.add_argument("--metrics-port", type=_port, default=8080, metavar="PORT", help="/metrics; 0 for none")
     parser.add_argument("--health-port", type=_port, default=8081, metavar="PORT", help="/healthz, /readyz; 0 for none")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", default=_path(os.environ.get(TRACE_VARIABLE)),
+        help=f"write every observation and what came of it there, for `gpupack replay`; default: ${TRACE_VARIABLE}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace-megabytes", type=_count, default=64, metavar="N", help="when the file turns over; default 64"
+    )
+    parser.add_argument(
+        "--trace-files", type=_count, default=8, metavar="K", help="files in all, older ones compressed; default 8"
+    )
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
@@ -488,11 +521,24 @@ def _port(word: str) -> int:
     return number
 
 
+def _path(word: str | None) -> Path | None:
+    return Path(word) if word else None
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number of at least 1")
+    return int(word)
+
+
 def run(args: argparse.Namespace) -> int:
     """`gpupack operator`. Raises Unavailable without a way to the API."""
     configure_logging(args.log_format, args.log_level)
     if (kubeconfig := args.kubeconfig) is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
         kubeconfig = os.environ.get("KUBECONFIG")
+    trace = None
+    if args.trace is not None:
+        trace = TraceFile(path=args.trace, limit_bytes=args.trace_megabytes * MB, files=args.trace_files)
     asyncio.run(
         operate(
             kubeconfig=kubeconfig,
@@ -500,6 +546,7 @@ def run(args: argparse.Namespace) -> int:
             host=args.host,
             metrics_port=args.metrics_port or None,
             health_port=args.health_port or None,
+            trace=trace,
         )
     )
     return 0

@@ -59,6 +59,9 @@ class Telemetry(Collector):
             "gpupack_reconcile_seconds", "Time of the decision alone", ["pool"], buckets=TICK_BUCKETS,
             registry=self.registry,
         )  # fmt: skip
+        self._recorded = Counter(
+            "gpupack_trace_ticks", "Ticks for the trace, by what became of them", ["fate"], registry=self.registry
+        )
         self.registry.register(self)
 
     def called(self, verb: str, code: int) -> None:
@@ -69,6 +72,9 @@ class Telemetry(Collector):
 
     def dropped(self, pool: str, cause: str) -> None:
         self._unfinished.labels(pool, cause).inc()
+
+    def recorded(self, fate: str) -> None:
+        self._recorded.labels(fate).inc()
 
     def decided(self, pool: str, tick: Tick, seconds: float) -> None:
         before = {each.serving: each for each in tick.observation.plan.records} if tick.observation.plan else {}

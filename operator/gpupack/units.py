@@ -19,11 +19,11 @@ FlopsPerSecond = NewType("FlopsPerSecond", float)
 Watts = NewType("Watts", float)
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-GB = 10**9
+MB, GB = 10**6, 10**9
 MINUTE, HOUR = Seconds(60.0), Seconds(3600.0)
 
 _BINARY = {"Ki": KIB, "Mi": MIB, "Gi": GIB, "Ti": 1024**4}
-_DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": GB, "T": 10**12}
+_DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": MB, "G": GB, "T": 10**12}
 _QUANTITY = re.compile(r"(\d+)(?:\.(\d+))?(Ki|Mi|Gi|Ti|k|K|M|G|T)?B?")
 
 
