@@ -181,11 +181,11 @@ class TestPhase:
              "ImagePullBackOff"),
             ({"containerStatuses": [{"restartCount": 2, "state": {"running": {}},
                                      "lastState": {"terminated": {"reason": "Error", "message": "no KV"}}}]},
-             "Error: no KV"),
+             "Error: “no KV”"),
             ({"containerStatuses": [{"restartCount": 2,
                                      "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
                                      "lastState": {"terminated": {"reason": "Error", "message": LOG}}}]},
-             "Error: ValueError: No available memory for the cache blocks."),
+             "Error: “ValueError: No available memory for the cache blocks.”"),
             ({"phase": "Failed", "message": "node was low on memory"}, "node was low on memory"),
         ],
     )  # fmt: skip

@@ -53,6 +53,15 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+QUOTE, UNQUOTE = "\u201c", "\u201d"
+
+
+def quoted(words: str) -> str:
+    """What a container wrote, marked wherever it goes: a log may hold prompts and tokens, and a trace leaves it out."""
+    inner = words.replace(QUOTE, '"').replace(UNQUOTE, '"')
+    return f"{QUOTE}{inner}{UNQUOTE}" if words else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSeen:
     """A pod that carries our labels; they hold everything needed to plan it again after a lost status.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpupack.facts.engine_args import PORT
-from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen
+from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, quoted
 from gpupack.facts.placement import PredictedEffect
 from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.kube import labels
@@ -121,7 +121,10 @@ def _asked_to_stop_at(metadata: Mapping[str, Any]) -> Seconds | None:
 
 
 def _message(status: Mapping[str, Any]) -> str:
-    """Why it is not ready, in Kubernetes' own words: the scheduler's, the kubelet's or the container's last end."""
+    """Why it is not ready, in Kubernetes' own words: the scheduler's, the kubelet's or the container's last end.
+
+    What the container itself wrote is quoted, for it may be anything.
+    """
     if said := status.get("message"):
         return str(said)
     for container in status.get("containerStatuses", ()):
@@ -130,7 +133,7 @@ def _message(status: Mapping[str, Any]) -> str:
         if waiting is not None and not (waiting.get("reason") == CRASHED and ended):
             return _words(waiting.get("reason", ""), waiting.get("message", ""))
         if ended is not None:
-            return _words(ended.get("reason", ""), _last_words(ended.get("message", "")))
+            return _words(ended.get("reason", ""), quoted(_last_words(ended.get("message", ""))))
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message", ""))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from gpupack import __version__
 from gpupack.errors import Invalid
-from gpupack.facts.observation import Observation
+from gpupack.facts.observation import QUOTE, UNQUOTE, Observation
 from gpupack.facts.policy import Policy
 from gpupack.plan import Outcome
 from gpupack.trace.codec import UnreadableError, decoded, to_json
@@ -26,6 +27,9 @@ from gpupack.trace.codec import UnreadableError, decoded, to_json
 FORMAT = "gpupack-trace"
 VERSION = 1
 _GIVE = "give a file that `gpupack operator --trace` wrote"
+_OPENING, _CLOSING = (json.dumps(each)[1:-1] for each in (QUOTE, UNQUOTE))
+# In JSON: up to the closing mark, or to the end of a text that was cut before it.
+_QUOTED = re.compile(rf'{re.escape(_OPENING)}(?:(?!{re.escape(_CLOSING)})(?:[^"\\]|\\.))*(?:{re.escape(_CLOSING)})?')
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -63,7 +67,9 @@ def header_line(header: Header) -> str:
 
 
 def tick_line(observation: Observation, outcome: Outcome) -> str:
-    return to_json(_Written(observation=observation, outcome=outcome))
+    """The line of a tick, without what containers wrote themselves: it may be a prompt or a token."""
+    text = to_json(_Written(observation=observation, outcome=outcome))
+    return _QUOTED.sub(lambda _: f"{_OPENING}...{_CLOSING}", text) if _OPENING in text else text
 
 
 def first_object(path: Path, option: str = "FILE") -> dict[str, Any]:
@@ -131,7 +137,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
             packed = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             # A compressed file is whole: it is made from a plain one that was full.
-            with io.BufferedReader(gzip.GzipFile(fileobj=raw) if packed else raw) as lines:  # type: ignore[arg-type]
+            with io.BufferedReader(gzip.GzipFile(fileobj=raw) if packed else raw) as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.endswith(b"\n"):
                         yield number, line.decode()
