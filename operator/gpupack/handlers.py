@@ -33,6 +33,7 @@ from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation, Phase, ReplicaSeen
 from gpupack.facts.policy import Policy
+from gpupack.facts.running import RunningEngine
 from gpupack.kube import labels
 from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
@@ -85,6 +86,20 @@ def engine_targets(replicas: tuple[ReplicaSeen, ...]) -> list[EngineTarget]:
     ]
 
 
+def observed_targets(running: tuple[RunningEngine, ...]) -> list[EngineTarget]:
+    """Engines that others started, one target however many servings observe it."""
+    found = {
+        each.key: EngineTarget(replica=each.key, identity=each.identity, address=each.address, asks_models=True)
+        for each in running
+        if each.address is not None
+    }
+    return list(found.values())
+
+
+def all_targets(scene: Scene) -> list[EngineTarget]:
+    return [*engine_targets(scene.replicas), *observed_targets(scene.running)]
+
+
 def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[ExporterTarget]:
     return [
         ExporterTarget(name=f"{each.namespace}/{each.name}", node=each.node, address=f"{each.ip}:{port}")
@@ -128,6 +143,7 @@ class PoolTask:
         self._performer = Performer(api, reporter)
         self._clock = clock
         self._rhythm = Rhythm()
+        self._look_again: tuple[str, ...] = ()
         self._stopping = False
 
     def stop(self) -> None:
@@ -185,16 +201,18 @@ class PoolTask:
         policy = scene.pool.policy
         timing = timing_of(policy)
         await self._scraper.round(
-            engine_targets(scene.replicas),
+            all_targets(scene),
             exporter_targets(scene.exporters, scene.pool.dcgm.port),
             timing=timing,
             exporter_period=policy.dcgm_period,
+            again=self._look_again,
+            again_after=policy.look_again_after,
         )
         scene = scene_of(self._mirrors, self.name) or scene  # scraping took a moment
         now = Seconds(round(self._clock(), 3))
         observation = scene.observation(
             now,
-            self._scraper.engines_seen(engine_targets(scene.replicas), timing),
+            self._scraper.engines_seen(all_targets(scene), timing),
             lambda gpu: self._scraper.gpu_readings(
                 gpu.uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             ),
@@ -202,6 +220,7 @@ class PoolTask:
         started = time.monotonic()
         # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
         outcome = await asyncio.to_thread(self._reconcile, observation)
+        self._look_again = outcome.look_again
         self._telemetry.decided(
             self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
         )  # fmt: skip

@@ -119,13 +119,24 @@ class EngineWindow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GapSeen:
+    """What came between two scrapes that are `seconds` apart, in requests a second."""
+
+    seconds: Seconds
+    arrivals: Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSeen:
     """What one engine's `/metrics` says now and over the policy's windows (shortest first).
 
     `served` are the roots of the models that `/v1/models` lists; empty where nobody asked or it did not answer.
 
     `peak_arrivals` is the highest arrival rate of the shortest window within the last scale-down delay; Missing until
-    that delay has been watched. `waiting_before` is the scrape before the last one.
+    that delay has been watched. `waiting_before` is the scrape before the last one. `gaps` are the last gap between
+    scrapes and the one before it, empty until there were two. `dispersion` is the variance over the mean of what came
+    in gaps before these: 1 if requests come one by one as chance will, more if they come in bursts. `judged` is the
+    window over which steps are judged, None where nobody keeps one.
     """
 
     replica: str
@@ -136,6 +147,9 @@ class EngineSeen:
     kv_blocks: Measured
     windows: tuple[EngineWindow, ...]
     peak_arrivals: Measured
+    gaps: tuple[GapSeen, ...] = ()
+    dispersion: float = 1.0
+    judged: EngineWindow | None = None
     version: str | None = None
     served: tuple[str, ...] = ()
 
@@ -166,12 +180,16 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSeen:
-    """Whole cores: what the node can allocate and what pods that are not ours request of it."""
+    """Whole cores: what the node can allocate and what pods that are not ours request of it.
+
+    `cordoned`: somebody said that it takes no new pods.
+    """
 
     name: str
     ready: bool
     cpu_cores: float
     cpu_cores_of_others: float
+    cordoned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,9 @@ from gpupack.kube.shape_resource import shape_of
 from gpupack.kube.times import seconds_of
 from gpupack.units import Ratio, Seconds
 
+Child = Mapping[str, Any]
+"""A child as the API server has it, or as much of it as is looked at."""
+
 CRASHED = "CrashLoopBackOff"
 """A kubelet's reason that says only that the container failed before; how it failed stands in its last state."""
 ERROR = re.compile(r"[\w.]*(?:Error|Exception): .*")
@@ -81,17 +84,34 @@ def claim_of(claim: Mapping[str, Any]) -> ClaimSeen | None:
     )
 
 
-def serving_of_child(child: Mapping[str, Any]) -> ServingKey | None:
-    """Which serving a Service or a PodDisruptionBudget of ours belongs to; None for any other."""
+def shared_child_of(child: Child) -> Child | None:
+    """What gpupack wrote of a Service or PodDisruptionBudget of ours: names, marks, owners and spec; else None."""
     metadata = child["metadata"]
     marks = metadata.get("labels", {})
     if labels.SERVING not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
         return None
-    return ServingKey(namespace=metadata["namespace"], name=marks[labels.SERVING])
+    kept = {name: metadata.get(name) for name in ("name", "namespace", "labels", "ownerReferences")}
+    return {"metadata": kept, "spec": child["spec"]}
+
+
+def stands(there: Child | None, applied: Child) -> bool:
+    """Whether everything that was applied is still there. Others may have added to it, but not to a selector."""
+    return there is not None and all(_holds(there[part], applied[part]) for part in ("metadata", "spec"))
+
+
+def _holds(there: object, wanted: object) -> bool:
+    if isinstance(wanted, Mapping):
+        return isinstance(there, Mapping) and all(
+            there.get(name) == value if name == "selector" else _holds(there.get(name), value)
+            for name, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(there, list) and all(any(_holds(each, value) for each in there) for value in wanted)
+    return there == wanted
 
 
 def min_available_of(budget: Mapping[str, Any]) -> int | None:
-    """The budget's integer; None where somebody wrote a percentage instead."""
+    """The budget's integer; None where somebody wrote a percentage or the other bound instead."""
     least = budget["spec"].get("minAvailable")
     return least if isinstance(least, int) else None
 

@@ -54,12 +54,13 @@ class PlacedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """`cpu_cores` is what pods may have of it in all."""
+    """`cpu_cores` is what pods may have of it in all. `cordoned`: it takes no new ones."""
 
     name: str
     ready: bool
     labels: Mapping[str, str]
     cpu_cores: float
+    cordoned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,7 @@ def node_of(node: Mapping[str, Any]) -> NodeRecord:
         ready=conditions.get("Ready") == "True",
         labels=node["metadata"].get("labels", {}),
         cpu_cores=number_of(status.get("allocatable", {}).get("cpu", "0")),
+        cordoned=bool(node.get("spec", {}).get("unschedulable", False)),
     )
 
 
@@ -192,7 +194,11 @@ def nodes_of(nodes: Iterable[NodeRecord], pods: Iterable[ForeignPod]) -> tuple[N
         cores[pod.node] = cores.get(pod.node, 0.0) + pod.cpu_cores
     return tuple(
         NodeSeen(
-            name=node.name, ready=node.ready, cpu_cores=node.cpu_cores, cpu_cores_of_others=cores.get(node.name, 0.0)
+            name=node.name,
+            ready=node.ready,
+            cpu_cores=node.cpu_cores,
+            cpu_cores_of_others=cores.get(node.name, 0.0),
+            cordoned=node.cordoned,
         )
         for node in nodes
     )

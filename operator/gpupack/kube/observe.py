@@ -27,9 +27,12 @@ from gpupack.facts.observation import (
     ReplicaSeen,
     ServiceSeen,
 )
+from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Profile, Serving, ServingKey
-from gpupack.kube import child_resource, labels, node_resource, profile_resource
+from gpupack.kube import child_resource, labels, manifests, node_resource, profile_resource
 from gpupack.kube.api import Api
+from gpupack.kube.child_resource import Child
+from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.node_resource import ForeignClaim, ForeignPod, GpuByProduct, NodeRecord, PlacedDevice, SliceSeen
 from gpupack.kube.pool_resource import PoolResource, pool_resource
@@ -79,12 +82,16 @@ class PodAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRecord:
-    """A pod that has a node, or is ours. `pool` is that of our own; `foreign` is what others' pods hold."""
+    """A pod that has a node, or is ours. `pool` is that of our own; `foreign` is what others' pods hold.
+
+    `engine`: it is not ours and runs vLLM.
+    """
 
     replica: ReplicaSeen | None
     pool: str | None
     foreign: ForeignPod | None
     address: PodAddress | None
+    engine: EnginePod | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +99,6 @@ class ClaimRecord:
     ours: ClaimSeen | None
     pool: str | None
     foreign: ForeignClaim | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetSeen:
-    serving: ServingKey
-    min_available: int | None
 
 
 def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
@@ -108,9 +109,21 @@ def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
         # One of ours whose marks were changed cannot be planned with, but it does hold memory somewhere on its node.
         return _unreadable(pod)
     foreign = node_resource.foreign_pod_of(pod)
-    if replica is None and foreign is None:
+    engine = None if replica else engine_pod_of(pod)
+    if replica is None and foreign is None and engine is None:
         return None
-    return PodRecord(replica=replica, pool=pool, foreign=foreign, address=None if replica else _address(pod))
+    address = None if replica else _address(pod)
+    return PodRecord(replica=replica, pool=pool, foreign=foreign, address=address, engine=engine)
+
+
+def _engine_or_stranger(pod: PodRecord, watches: Mapping[ServingKey, Watch]) -> EnginePod | None:
+    """A pod's engine; of a running pod without one that is selected all the same, what names it."""
+    if pod.engine is not None or (address := pod.address) is None:
+        return pod.engine
+    marks = dict(address.marks)
+    if not any(key.namespace == address.namespace and each.selector.selects(marks) for key, each in watches.items()):
+        return None
+    return stranger(address.namespace, address.name, address.node, address.marks)
 
 
 def _is_worth_a_tick(pod: PodRecord) -> bool:
@@ -147,13 +160,6 @@ def claim_record(claim: Mapping[str, Any]) -> ClaimRecord | None:
     if ours is None and foreign is None:
         return None
     return ClaimRecord(ours=ours, pool=child_resource.pool_of_child(claim), foreign=foreign)
-
-
-def budget_record(budget: Mapping[str, Any]) -> BudgetSeen | None:
-    serving = child_resource.serving_of_child(budget)
-    if serving is None:
-        return None
-    return BudgetSeen(serving=serving, min_available=child_resource.min_available_of(budget))
 
 
 class Mirrors:
@@ -198,11 +204,9 @@ class Mirrors:
         self.claims: Mirror[ClaimRecord] = mirror(
             "resourceclaims", "/apis/resource.k8s.io/v1/resourceclaims", claim_record
         )
-        self.services: Mirror[ServingKey] = mirror(
-            "services", "/api/v1/services", child_resource.serving_of_child, MANAGED
-        )
-        self.budgets: Mirror[BudgetSeen] = mirror(
-            "poddisruptionbudgets", "/apis/policy/v1/poddisruptionbudgets", budget_record, MANAGED
+        self.services: Mirror[Child] = mirror("services", "/api/v1/services", child_resource.shared_child_of, MANAGED)
+        self.budgets: Mirror[Child] = mirror(
+            "poddisruptionbudgets", "/apis/policy/v1/poddisruptionbudgets", child_resource.shared_child_of, MANAGED
         )
 
     def each(self) -> tuple[Mirror[Any], ...]:
@@ -223,6 +227,22 @@ class Mirrors:
 
     def devices(self) -> tuple[PlacedDevice, ...]:
         return node_resource.devices_of(self.slices.all(), self._lookups.gpu_by_product)
+
+    def running(
+        self,
+        resources: Mapping[ServingKey, ServingResource],
+        pods: Iterable[PodRecord],
+        claims: Iterable[ForeignClaim],
+        devices: Iterable[PlacedDevice],
+        nodes: Mapping[str, NodeRecord],
+    ) -> tuple[RunningEngine, ...]:
+        """The engines that these servings observe."""
+        watches = {key: each.watch for key, each in resources.items() if each.watch is not None}
+        if not watches:
+            return ()
+        engines = [each for pod in pods if (each := _engine_or_stranger(pod, watches)) is not None]
+        held = {(each.namespace, each.name): each.devices for each in claims}
+        return running_engines(watches, engines, held, devices, nodes, self._lookups.gpu_by_product)
 
     def profile(self, namespace: str, name: str) -> Profile | None:
         """As `serving_of` asks for it."""
@@ -249,11 +269,14 @@ class Scene:
     services: tuple[ServiceSeen, ...]
     exporters: tuple[PodAddress, ...]
     stale: tuple[str, ...]
+    running: tuple[RunningEngine, ...] = ()
+    appraisals: tuple[Appraisal, ...] = ()
 
     def observation(
         self, at: Seconds, engines: tuple[EngineSeen, ...], readings_of: Callable[[Gpu], Readings]
     ) -> Observation:
         ready = {node.name for node in self.nodes if node.ready}
+        cordoned = {node.name for node in self.nodes if node.cordoned}
         return Observation(
             at=at,
             pool=self.pool.name,
@@ -263,7 +286,7 @@ class Scene:
             plan=self.pool.plan,
             servings=self.servings,
             refused=self.refused,
-            gpus=tuple(_gpu_seen(gpu, gpu.node in ready, readings_of(gpu)) for gpu in self.gpus),
+            gpus=tuple(_gpu_seen(gpu, gpu.node in ready, gpu.node in cordoned, readings_of(gpu)) for gpu in self.gpus),
             nodes=self.nodes,
             holders=self.holders,
             claims=self.claims,
@@ -272,6 +295,8 @@ class Scene:
             services=self.services,
             stale=self.stale,
             pool_problem=self.problem,
+            running=self.running,
+            appraisals=self.appraisals,
         )
 
 
@@ -290,21 +315,24 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     neighbours = [pod.replica for pod in pods if pod.replica is not None and pod.pool != name]
     resources = {each.key: each for each in mirrors.servings.all() if each.pool == name and not each.deleting}
     found = [serving_of(each, profile_of=mirrors.profile) for each in resources.values()]
+    servings = tuple(each for each in found if isinstance(each, Serving))
     on_nodes = {gpu.node for gpu in gpus}
     return Scene(
         pool=pool,
         problem=_overlap(pool, mirrors.pools.all(), mine, node_records),
         resources=resources,
-        servings=tuple(each for each in found if isinstance(each, Serving)),
+        servings=servings,
         refused=tuple(each for each in found if isinstance(each, Refused)),
         gpus=gpus,
         nodes=_nodes(on_nodes, node_records, foreign_pods, neighbours, devices, mirrors),
         holders=_holders(mine, foreign_claims, foreign_pods, neighbours),
         claims=tuple(claim.ours for claim in claims if claim.ours is not None and claim.pool == name),
         replicas=tuple(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
-        services=_services(resources, mirrors),
+        services=_services(servings, mirrors),
         exporters=_exporters(pool, pods, on_nodes),
         stale=mirrors.stale(),
+        running=mirrors.running(resources, pods, foreign_claims, devices, node_records),
+        appraisals=tuple(each.appraisal for each in resources.values() if each.appraisal is not None),
     )
 
 
@@ -371,12 +399,23 @@ def _nodes(
     return node_resource.nodes_of((records[name] for name in sorted(wanted)), (*pods, *others))
 
 
-def _services(resources: Mapping[ServingKey, ServingResource], mirrors: Mirrors) -> tuple[ServiceSeen, ...]:
-    served = set(mirrors.services.all())
-    budgets = {budget.serving: budget.min_available for budget in mirrors.budgets.all()}
+def _services(servings: Iterable[Serving], mirrors: Mirrors) -> tuple[ServiceSeen, ...]:
+    """One that somebody edited counts as absent, so that it is applied again."""
     return tuple(
-        ServiceSeen(serving=key, has_service=key in served, min_available=budgets.get(key)) for key in sorted(resources)
+        ServiceSeen(
+            serving=each.key,
+            has_service=child_resource.stands(
+                mirrors.services.get(each.key.namespace, each.key.name), manifests.service(each)
+            ),
+            min_available=_min_available(each, mirrors.budgets.get(each.key.namespace, each.key.name)),
+        )
+        for each in sorted(servings, key=lambda each: each.key)
     )
+
+
+def _min_available(serving: Serving, budget: Child | None) -> int | None:
+    least = None if budget is None else child_resource.min_available_of(budget)
+    return None if least is None or not child_resource.stands(budget, manifests.budget(serving, least)) else least
 
 
 def _exporters(pool: PoolResource, pods: Iterable[PodRecord], nodes: set[str]) -> tuple[PodAddress, ...]:
@@ -390,11 +429,12 @@ def _exporters(pool: PoolResource, pods: Iterable[PodRecord], nodes: set[str]) -
     )
 
 
-def _gpu_seen(gpu: Gpu, node_ready: bool, readings: Readings) -> GpuSeen:
+def _gpu_seen(gpu: Gpu, node_ready: bool, cordoned: bool, readings: Readings) -> GpuSeen:
     return GpuSeen(
         gpu=gpu,
         node_ready=node_ready,
         dram_active=readings.dram_active,
         fb_used=readings.fb_used,
         power=readings.power,
+        cordoned=cordoned,
     )

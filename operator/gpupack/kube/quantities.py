@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(n|u|m|k|M|G|)")
@@ -14,3 +15,13 @@ def number_of(quantity: str | int | float) -> float:
     if match is None:
         raise ValueError(f"{quantity!r} is not a number")
     return float(match[1]) * _FACTORS[match[2]]
+
+
+def number_text(value: float) -> str:
+    """A number without exponent: whole ones whole, others with four significant digits. The schema has no floats."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == round(value, 0):
+        return str(int(value))
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"

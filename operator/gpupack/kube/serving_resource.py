@@ -18,6 +18,7 @@ from gpupack.errors import Invalid
 from gpupack.facts.engine_args import OLDEST_VERSION, release_of
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Refused
+from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import (
     Batching,
     Lengths,
@@ -31,8 +32,11 @@ from gpupack.facts.serving import (
     Slo,
     Statistic,
 )
+from gpupack.kube.appraisal_resource import appraisal_of, appraisal_to_dict
 from gpupack.kube.conditions import conditions_to_list
-from gpupack.kube.quantities import number_of
+from gpupack.kube.engine_pod import Watch
+from gpupack.kube.quantities import number_of, number_text
+from gpupack.kube.selector import selector_of
 from gpupack.kube.times import rfc3339, seconds_of
 from gpupack.plan import ServingStatus
 from gpupack.units import PerSecond, Seconds, ratio_from_percent, seconds_from_milliseconds
@@ -72,7 +76,10 @@ class EngineTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingResource:
-    """A ModelServing as read. `serving` has no profile yet: that is another object (`serving_of`)."""
+    """A ModelServing as read. `serving` has no profile yet: that is another object (`serving_of`).
+
+    `appraisal` is what its status says of the engines that `watch` finds.
+    """
 
     key: ServingKey
     uid: str
@@ -84,6 +91,8 @@ class ServingResource:
     serving: Serving | Refused
     template: EngineTemplate
     status: Mapping[str, Any]
+    watch: Watch | None = None
+    appraisal: Appraisal | None = None
 
 
 DEFAULT_IMAGE = "vllm/vllm-openai:v0.33.0"
@@ -120,6 +129,8 @@ def serving_resource(obj: Mapping[str, Any], *, llm_of: LlmOf) -> ServingResourc
         serving=_serving(key, metadata, spec, template, llm_of),
         template=template,
         status=obj.get("status", {}),
+        watch=_watch(spec.get("observe")),
+        appraisal=appraisal_of(key, obj.get("status", {})),
     )
 
 
@@ -234,21 +245,12 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
             for each in status.placements
         ],
         "decision": _written(decision) if decided else None,
+        "observed": None if status.appraisal is None else appraisal_to_dict(status.appraisal),
         "conditions": conditions_to_list(
             status.conditions, previous.get("conditions", ()), now=now, generation=status.observed_generation
         ),
     }
     return _written(fields)
-
-
-def number_text(value: float) -> str:
-    """A number without exponent: whole ones whole, others with four significant digits. The schema has no floats."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == round(value, 0):
-        return str(int(value))
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:.{digits}f}"
 
 
 def _serving(
@@ -274,6 +276,7 @@ def _serving(
             scaling=_scaling(spec),
             sharing=SharingWish(spec.get("sharing", SharingWish.AUTO)),
             mode=Mode(spec.get("mode", Mode.ACTIVE)),
+            observes="observe" in spec,
         )
     except Invalid as invalid:
         return _refused(key, metadata["uid"], metadata["generation"], invalid)
@@ -329,6 +332,12 @@ def _scaling(spec: Mapping[str, Any]) -> Scaling:
         min_replicas=scaling.get("minReplicas", 1),
         max_replicas=scaling.get("maxReplicas"),
     )
+
+
+def _watch(observe: Mapping[str, Any] | None) -> Watch | None:
+    if observe is None:
+        return None
+    return Watch(selector=selector_of(observe["selector"]), port=observe.get("port"))
 
 
 def _secret(ref: Mapping[str, Any] | None, key: str) -> SecretRef | None:

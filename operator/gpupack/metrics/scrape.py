@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -44,11 +45,15 @@ EARLY = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTarget:
-    """`identity` changes when the process behind the address does (the pod's uid). `address` is host:port."""
+    """`identity` changes when the process behind the address does (the pod's uid). `address` is host:port.
+
+    `asks_models`: nobody here started it, so it is asked which model it serves.
+    """
 
     replica: str
     identity: str
     address: str
+    asks_models: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,7 @@ class Scraper:
         self._clients: dict[Target, httpx.AsyncClient] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._started_at: dict[Target, float] = {}
+        self._last_at: dict[Target, float] = {}
         self._under_way: dict[Target, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -100,14 +106,21 @@ class Scraper:
         timing: Timing,
         exporter_period: float,
         patience: float = PATIENCE_SECONDS,
+        again: Collection[str] = (),
+        again_after: float = 0.0,
     ) -> None:
-        """Scrapes what is due among these targets and forgets all others."""
+        """Scrapes what is due among these targets and forgets all others.
+
+        Engines of the replicas in `again` are due so soon after their last scrape; their next regular one comes when it
+        would have come without.
+        """
         await self._keep_only(engines, exporters)
         now = self._clock()
         for engine in engines:
             history = self._engines.setdefault(engine, EngineHistory())
-            if self._is_due(engine, now, timing.period):
-                self._start(engine, self._scrape_engine(engine, history, timing))
+            is_due = self._is_due(engine, now, timing.period)
+            if is_due or (engine.replica in again and self._is_due_again(engine, now, again_after)):
+                self._start(engine, self._scrape_engine(engine, history, timing), regular=is_due)
         for exporter in exporters:
             watched = self._exporters.setdefault(exporter, ExporterHistory())
             # Twice a period, so that a value is never much older than one period and a half.
@@ -138,7 +151,7 @@ class Scraper:
 
     async def _keep_only(self, engines: Sequence[EngineTarget], exporters: Sequence[ExporterTarget]) -> None:
         for gone in self._started_at.keys() - {*engines, *exporters}:
-            del self._started_at[gone]
+            del self._started_at[gone], self._last_at[gone]
             if isinstance(gone, EngineTarget):
                 self._engines.pop(gone, None)
             else:
@@ -154,8 +167,14 @@ class Scraper:
         started = self._started_at.get(target)
         return started is None or now - started >= period * EARLY
 
-    def _start(self, target: Target, work: Coroutine[None, None, None]) -> None:
-        self._started_at[target] = self._clock()
+    def _is_due_again(self, target: Target, now: float, after: float) -> bool:
+        """Whether a scrape between two regular ones would bring enough that is new."""
+        return target not in self._under_way and now - self._last_at.get(target, -math.inf) >= after * EARLY
+
+    def _start(self, target: Target, work: Coroutine[None, None, None], *, regular: bool = True) -> None:
+        self._last_at[target] = self._clock()
+        if regular:
+            self._started_at[target] = self._last_at[target]
         task = asyncio.create_task(work)
         self._under_way[target] = task
         task.add_done_callback(partial(self._finish, target))
@@ -174,6 +193,8 @@ class Scraper:
         history.add(self._clock(), parse_engine(page), timing)
         if history.version is None and (said := await self._fetch(target, "/version")) is not None:
             history.version = _version(said)
+        if target.asks_models and history.served is None and (said := await self._fetch(target, "/v1/models")):
+            history.served = _served(said)
 
     async def _scrape_exporter(self, target: ExporterTarget, history: ExporterHistory) -> None:
         page = await self._fetch(target, "/metrics")
@@ -220,3 +241,13 @@ def _version(body: bytes) -> str:
     except (ValueError, AttributeError):
         return ""
     return said if isinstance(said, str) else ""
+
+
+def _served(body: bytes) -> tuple[str, ...]:
+    """The `root` of each card: the model behind the served name, where the engine tells it."""
+    try:
+        cards = json.loads(body)["data"]
+        roots = {card["root"] for card in cards if isinstance(card.get("root"), str)}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return ()
+    return tuple(sorted(roots))

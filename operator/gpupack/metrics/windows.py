@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, Measured, Missing, Reading
+from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, GapSeen, Measured, Missing, Reading
 from gpupack.metrics import series
 from gpupack.metrics.prometheus import EnginePage, GpuPage, Histogram
 from gpupack.metrics.series import Quantity
@@ -23,8 +23,12 @@ from gpupack.units import Seconds
 
 COARSENESS = 0.1
 """Older samples are kept ever further apart, so that a window's length is right to a tenth of itself."""
+GAPS = 2
+"""A load that rises must show in so many gaps between scrapes, or it was one burst."""
 LEAST_PERIODS = 2
 """A window shorter than this many scrapes is no evidence."""
+RECENT_GAPS = 30
+"""Dispersion is a mean over about so many gaps between scrapes."""
 LEARNT_FROM = 4
 """So many changes of a GPU's values must have been seen before their spacing counts as the exporter's period."""
 
@@ -39,12 +43,16 @@ def reading(value: float | None, at: float, quantity: Quantity) -> Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """What of the policy concerns samples. `windows` are lengths in seconds, shortest first."""
+    """What of the policy concerns samples. `windows` are lengths in seconds, shortest first.
+
+    Steps are judged over one of `judged` seconds.
+    """
 
     windows: tuple[Seconds, ...]
     period: Seconds
     stale_periods: int
     peak_delay: Seconds
+    judged: Seconds | None = None
 
     @property
     def stale(self) -> float:
@@ -56,13 +64,16 @@ class EngineHistory:
 
     def __init__(self) -> None:
         self.version: str | None = None
+        self.served: tuple[str, ...] | None = None
         self._pages: deque[tuple[float, EnginePage]] = deque()
         self._load: deque[tuple[float, float | None, float | None]] = deque()
         self._peaks: deque[tuple[float, float]] = deque()
+        self._dispersions = _as_chance_will()
         self._watched_since: float | None = None
         self._moved_at = 0.0
         self._failed_at: float | None = None
         self._windows: tuple[Timing, tuple[EngineWindow, ...]] | None = None
+        self._judged: EngineWindow | None = None
 
     def fail(self, at: float) -> None:
         """A scrape that brought nothing."""
@@ -78,6 +89,7 @@ class EngineHistory:
             self._pages.clear()
             self._load.clear()
             self._peaks.clear()
+            self._dispersions = _as_chance_will()
             self._watched_since = None
         if moves:
             self._moved_at = at
@@ -85,6 +97,7 @@ class EngineHistory:
             self._watched_since = at
         self._pages.append((at, page))
         self._load.append((at, page.running, page.waiting))
+        self._disperse()
         self._forget(at, timing)
         self._remember_peak(at, timing)
 
@@ -107,11 +120,43 @@ class EngineHistory:
             kv_blocks=reading(newest.kv_blocks, newest_at, Quantity.KV_BLOCKS),
             windows=self._windows_of(timing),
             peak_arrivals=self._peak(newest_at, timing),
+            gaps=self._gaps(),
+            dispersion=self._dispersions[0],
+            judged=self._judged,
             version=self.version or None,
+            served=self.served or (),
         )
 
     def _is_frozen(self, at: float, timing: Timing) -> bool:
         return at - self._moved_at > timing.stale
+
+    def _gaps(self) -> tuple[GapSeen, ...]:
+        """The last and the one before it."""
+        if len(self._pages) <= GAPS:
+            return ()
+        last = [self._pages[-1 - back] for back in range(GAPS + 1)]
+        return tuple(
+            GapSeen(
+                seconds=Seconds(late - early),
+                arrivals=reading(_arrivals(before, after, late - early), late, Quantity.FINISHED),
+            )
+            for (late, after), (early, before) in pairwise(last)
+        )
+
+    def _disperse(self) -> None:
+        """Counts of neighbouring gaps are compared, so that a load that rises slowly is not taken for bursts.
+
+        For two counts of one rate r over s and t seconds, the square of the rates' difference is r (1/s + 1/t) times
+        the dispersion on average. What is remembered is older than the gaps that a step of the load would show in.
+        """
+        gaps = [(gap.seconds, gap.arrivals.value) for gap in self._gaps() if isinstance(gap.arrivals, Reading)]
+        if len(gaps) < GAPS:
+            return
+        (late, now), (early, before) = gaps
+        rate = (late * now + early * before) / (late + early)
+        if rate > 0:
+            found = (now - before) ** 2 / (rate * (1 / late + 1 / early))
+            self._dispersions.append(self._dispersions[-1] + (found - self._dispersions[-1]) / RECENT_GAPS)
 
     def _start_of(self, length: float) -> tuple[float, EnginePage]:
         """The youngest sample that is at least `length` older than the newest, or the oldest there is."""
@@ -127,6 +172,7 @@ class EngineHistory:
         """Worked out once for every page: a pool that moves looks several times between two scrapes."""
         if self._windows is None or self._windows[0] != timing:
             self._windows = timing, tuple(self._window(length, timing.period) for length in timing.windows)
+            self._judged = None if timing.judged is None else self._window(timing.judged, timing.period)
         return self._windows[1]
 
     def _window(self, length: float, period: float) -> EngineWindow:
@@ -184,7 +230,7 @@ class EngineHistory:
         )
 
     def _forget(self, at: float, timing: Timing) -> None:
-        longest = max(timing.windows)
+        longest = max(*timing.windows, timing.judged or 0.0)
         while len(self._pages) > 1 and at - self._pages[1][0] >= longest:
             self._pages.popleft()
         while self._load and self._load[0][0] < self._pages[0][0]:
@@ -217,6 +263,11 @@ class EngineHistory:
         if watched < timing.peak_delay or not self._peaks:
             return Missing(cause=Cause.TOO_SHORT, origin=series.origin(Quantity.FINISHED))
         return reading(self._peaks[0][1], at, Quantity.FINISHED)
+
+
+def _as_chance_will() -> deque[float]:
+    """The dispersion of a stream that nothing is known of, and room for as many as a step may be seen late."""
+    return deque([1.0], maxlen=GAPS + 2)
 
 
 def _known(value: float | None) -> float:
