@@ -82,6 +82,8 @@ class EngineHistory:
     def add(self, at: float, page: EnginePage, timing: Timing) -> None:
         self._failed_at = None
         self._windows = None
+        if self._pages and at <= self._pages[-1][0]:
+            self._begin_anew()  # the clock went back: how long ago the others were is not known any more
         moves = not self._pages or _moves(self._pages[-1][1], page)
         # What a page makes up for at once when it thaws did not arrive within one scrape.
         thaws = moves and bool(self._pages) and self._is_frozen(self._pages[-1][0], timing)
@@ -101,8 +103,14 @@ class EngineHistory:
         self._forget(at, timing)
         self._remember_peak(at, timing)
 
+    def _begin_anew(self) -> None:
+        self._pages.clear()
+        self._load.clear()
+        self._peaks.clear()
+        self._watched_since = None
+
     def seen(self, replica: str, at: float, timing: Timing) -> EngineSeen:
-        if not self._pages or at - self._pages[-1][0] > timing.stale:
+        if not self._pages or not 0 <= at - self._pages[-1][0] <= timing.stale:
             cause = Cause.UNREACHABLE if self._failed_at is not None or not self._pages else Cause.STALE
             return _blind(replica, cause, self.version, len(timing.windows))
         if self._is_frozen(at, timing):
@@ -402,7 +410,9 @@ class ExporterHistory:
     def add(self, at: float, gpus: Sequence[GpuPage]) -> None:
         self._failed_at = None
         found = {gpu.uuid: gpu for gpu in gpus}
-        if self._at is not None and found != self._gpus:
+        if self._at is not None and at <= self._at:
+            self._changes.clear()  # the clock went back
+        elif self._at is not None and found != self._gpus:
             self._changes.append(at)
         self._gpus, self._at = found, at
 
@@ -424,7 +434,7 @@ class ExporterHistory:
         if self._at is None:
             return no_gpu_readings(Cause.UNREACHABLE)
         period = self.period(declared)
-        if at - self._at > stale_periods * max(period, declared):
+        if not 0 <= at - self._at <= stale_periods * max(period, declared):
             return no_gpu_readings(Cause.STALE if self._failed_at is None else Cause.UNREACHABLE)
         if (page := self._gpus.get(uuid)) is None:
             return no_gpu_readings(Cause.NO_SERIES)

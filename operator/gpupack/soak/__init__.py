@@ -1,0 +1,1 @@
+"""Deterministic simulation: one seed drives a small cluster with faults, and rules are checked after every event."""

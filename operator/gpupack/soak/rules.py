@@ -1,0 +1,313 @@
+"""What must hold in every history, checked against the cluster itself and not against what the operator believes.
+
+Each rule raises Broken with a sentence. Knows the truth of the model (who holds which memory, which engine really
+answers) and the plan as it is stored; shares no check with the decision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.observation import Missing, Observation, Phase
+from gpupack.facts.placement import ChosenShape, Placement, Plan
+from gpupack.facts.serving import Mode, ScalingMode, Serving, ServingKey, Sharing
+from gpupack.kube import labels
+from gpupack.kube.pool_resource import plan_of
+from gpupack.perf import sharing
+from gpupack.perf.calibration import coefficients
+from gpupack.perf.prediction import EngineGroup
+from gpupack.plan import Outcome, Step
+from gpupack.soak.process import Look
+from gpupack.twin.api_server import ApiServer, Json, Key, parse
+from gpupack.twin.cluster import Cluster
+from gpupack.units import PerSecond
+
+BLIND_TICKS = 5
+"""An engine that told nothing for so many ticks is unknown to everybody: three periods and some grace."""
+STILL_TICKS = 30
+"""So long before the end of the calm nothing may be planned or written any more."""
+LOOSE = 1.10
+"""Predictions are made with rates and lengths rounded to five per cent: a promise broken by less was kept."""
+CHANGES_AN_HOUR = 12
+POOL = Key("gpupools", "", "default")
+
+
+class Broken(Exception):
+    """A rule was broken; `rule` is its short name."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+class Rules:
+    """Watches one history. `blind` says for how many ticks the page of a pod (by uid) has told nothing."""
+
+    def __init__(self, server: ApiServer, cluster: Cluster, blind: Callable[[str], int]) -> None:
+        self._server = server
+        self._cluster = cluster
+        self._blind = blind
+        self._own_stops: set[str] = set()
+        self._foreign: set[str] = set()
+        self._refused = 0
+        self._version = ""
+        self._plan: Plan | None = None
+        self._content: Counter[tuple[ServingKey, str, int, str]] = Counter()
+        self.changed_at = 0
+        self.changes: list[int] = []
+        self.wrote_at = 0
+
+    def stored(self) -> Plan | None:
+        """The plan as the API server has it."""
+        pool = self._server.get(POOL)
+        if pool is None:
+            return None
+        version = pool["metadata"]["resourceVersion"]
+        if version != self._version:
+            self._version, self._plan = version, plan_of(pool.get("status", {}))
+        return self._plan
+
+    def names(self) -> set[str]:
+        plan = self.stored()
+        return set() if plan is None else {f"{each.serving.namespace}/{each.name}" for each in plan.placements}
+
+    # At every write of the operator.
+
+    def before_write(self, verb: str, path: str, body: Json | None) -> None:
+        key, subresource = parse(path)
+        if key.resource != "pods" or subresource:
+            return
+        there = self._server.get(key)
+        if verb == "apply":
+            assert body is not None
+            if there is None:
+                self._may_start(key, body)
+        elif there is not None:
+            self._may_stop(key, there, verb)
+
+    def _may_start(self, key: Key, body: Json) -> None:
+        name, uuid = f"{key.namespace}/{key.name}", body["metadata"]["labels"][labels.GPU]
+        if name not in self.names():
+            raise Broken("plan first", f"{name} is started and stands in no plan")
+        for other, item in self._server.items("pods"):
+            metadata = item["metadata"]
+            if metadata.get("labels", {}).get(labels.GPU) != uuid:
+                continue
+            pod = self._cluster.pods.get(other)
+            leaving = "deletionTimestamp" in metadata
+            if leaving and metadata["uid"] in self._own_stops:
+                raise Broken("room first", f"{name} is started while {other.name} is stopping on {uuid}")
+            if not leaving and (pod is None or not pod.was_ready):
+                raise Broken("one start at a time", f"{name} is started while {other.name} is starting on {uuid}")
+
+    def _may_stop(self, key: Key, there: Json, verb: str) -> None:
+        name, pod = f"{key.namespace}/{key.name}", self._cluster.pods.get(key)
+        metadata = there["metadata"]
+        if "deletionTimestamp" in metadata:
+            return
+        serves = pod is not None and pod.ready and metadata["labels"].get(labels.IN_SERVICE) == labels.TRUE
+        if serves and name in self.names():
+            raise Broken("what is planned stays", f"{name} serves, is planned, and gets a {verb}")
+        if serves and verb == "delete" and pod is not None and pod.engine.running > 0 and self._is_known_ready(key):
+            raise Broken("drain first", f"{name} is stopped while it is in its Service")
+        if verb == "delete":
+            self._own_stops.add(metadata["uid"])
+
+    def _is_known_ready(self, key: Key) -> bool:
+        pod = self._cluster.pods[key]
+        return self._cluster.server.now - pod.ready_since > 200.0
+
+    # At every decision.
+
+    def after_look(self, look: Look) -> None:
+        observation, outcome = look.observation, look.outcome
+        problem = look.problem
+        if problem is not None and getattr(problem, "status", 0) == 422:
+            raise Broken("names from content", str(problem))
+        plan = outcome.pool_status.plan
+        if plan is None or not outcome.plan_changed:
+            return
+        if any(not hasattr(action, "reason") for action in outcome.actions):
+            raise Broken("plan first", "a tick that changes the plan acts as well")
+        if observation.plan is None:
+            self._adopts(observation, plan)
+            return
+        self._keeps_blind(observation, observation.plan, plan)
+        self._keeps_promises(observation, observation.plan, plan)
+
+    def _adopts(self, observation: Observation, plan: Plan) -> None:
+        planned = {(each.serving, each.gpu_uuid, each.slot, each.content_hash) for each in plan.placements}
+        known = {each.key for each in observation.servings}
+        slots = Counter((each.serving, each.gpu_uuid, each.slot) for each in observation.replicas)
+        for each in observation.replicas:
+            if each.phase is not Phase.READY or not each.in_service or each.serving not in known:
+                continue
+            place = (each.serving, each.gpu_uuid, each.slot)
+            if (*place, each.content_hash) not in planned and slots[place] == 1:
+                raise Broken("a lost plan restarts nothing", f"{each.name} serves and was not adopted")
+
+    def _keeps_blind(self, observation: Observation, before: Plan, after: Plan) -> None:
+        """Nothing is removed for its load where that is not known."""
+        was, now = _count(before), _count(after)
+        records = {each.serving: each for each in after.records}
+        for serving in observation.servings:
+            key = serving.key
+            record = records.get(key)
+            if now[key] >= was[key] or record is None or record.reason != Step.REMOVED or record.at != observation.at:
+                continue
+            if serving.scaling.mode is ScalingMode.MANUAL:
+                continue
+            most = serving.scaling.max_replicas
+            if most is not None and was[key] > max(most, serving.scaling.min_replicas):
+                continue
+            for pod in self._cluster.pods.values():
+                if pod.serving == str(key) and pod.ready and self._blind(pod.uid) >= BLIND_TICKS:
+                    raise Broken("missing data removes nothing", f"{key} loses a replica and {pod.key.name} is blind")
+
+    def _keeps_promises(self, observation: Observation, before: Plan, after: Plan) -> None:
+        """An engine that joins others is predicted to leave every promise on that GPU kept."""
+        servings = {each.key: each for each in observation.servings}
+        shapes = {(each.serving, each.gpu_kind): each for each in after.shapes}
+        gpus = {each.gpu.uuid: each.gpu for each in observation.gpus}
+        old = Counter((each.serving, each.gpu_uuid) for each in before.placements)
+        new = Counter((each.serving, each.gpu_uuid) for each in after.placements)
+        for (key, uuid), count in new.items():
+            serving = servings.get(key)
+            if count <= old[key, uuid] or serving is None or serving.scaling.mode is ScalingMode.MANUAL:
+                continue
+            beside = [each for each in after.placements if each.gpu_uuid == uuid]
+            if len(beside) < 2 or uuid not in gpus or any(each.serving not in servings for each in beside):
+                continue
+            if any(each.serving == key and each.reason in (Step.MOVED, Step.WITHDRAWN) for each in after.records):
+                continue
+            self._predicted(observation, gpus[uuid], beside, servings, shapes, new)
+
+    def _predicted(
+        self,
+        observation: Observation,
+        gpu: Gpu,
+        beside: list[Placement],
+        servings: Mapping[ServingKey, Serving],
+        shapes: Mapping[tuple[ServingKey, str], ChosenShape],
+        counts: Counter[tuple[ServingKey, str]],
+    ) -> None:
+        groups = []
+        kinds = Counter((each.serving, each.shape) for each in beside)
+        for (key, shape), count in sorted(kinds.items(), key=lambda each: (each[0][0], each[0][1].max_num_seqs)):
+            serving = servings[key]
+            total = sum(number for (other, _), number in counts.items() if other == key)
+            rate = _rate(observation, key)
+            each_rate = None if rate is None else max(1e-6, rate / max(1, total)) * count
+            groups.append(
+                (key, EngineGroup(
+                    llm=serving.llm, dtype=serving.dtype, shape=shape, lengths=serving.lengths, replicas=count,
+                    request_rate=None if each_rate is None else PerSecond(each_rate),
+                    coefficients=coefficients(serving.engine_version),
+                ))
+            )  # fmt: skip
+        answer = sharing.predict(gpu.kind, tuple(group for _, group in groups), Sharing.MPS)
+        for (key, _), predicted in zip(groups, answer.groups, strict=True):
+            chosen = shapes.get((key, gpu.kind.name))
+            slo = servings[key].slo or (None if chosen is None else chosen.slo)
+            if slo is None or slo.itl is None or (chosen is not None and chosen.unreachable is not None):
+                continue
+            itl = {"Mean": predicted.itl_mean, "P95": predicted.itl_p95, "P99": predicted.itl_p99}[slo.statistic.value]
+            if itl > LOOSE * slo.itl:
+                raise Broken(
+                    "a promise is not broken knowingly",
+                    f"with one more on {gpu.uuid} the inter-token latency of {key} is predicted to be {itl:.4f} s, "
+                    f"above {slo.itl:.4f} s",
+                )
+
+    # After every tick.
+
+    def after_tick(self, tick: int, *, wrote: bool) -> None:
+        cluster = self._cluster
+        for gpu in cluster.gpus.values():
+            if gpu.foreign_bytes:
+                self._foreign.add(gpu.uuid)
+            held = cluster.held(gpu.uuid)
+            if held > gpu.memory_bytes:
+                raise Broken("memory", f"engines hold {held} of {gpu.memory_bytes} bytes of {gpu.uuid}")
+        for name, uuid in cluster.refused_starts[self._refused :]:
+            if uuid not in self._foreign:
+                raise Broken("memory", f"{name} found less memory on {uuid} than it was told to take")
+        self._refused = len(cluster.refused_starts)
+        if wrote:
+            self.wrote_at = tick
+        plan = self.stored()
+        if plan is not None:
+            content = Counter((each.serving, each.gpu_uuid, each.slot, each.content_hash) for each in plan.placements)
+            if content != self._content:
+                moved = sum(((content - self._content) + (self._content - content)).values())
+                self.changes.extend([tick] * moved)
+                self._content, self.changed_at = content, tick
+
+    # At the end of the calm, and at the end.
+
+    def at_rest(self, tick: int, *, noise: bool, quiet_from: int, tick_seconds: float) -> None:
+        """Faults are over for long and the load is constant: everything stands still, and what is planned runs."""
+        plan = self.stored()
+        if plan is None:
+            raise Broken("comes to rest", "the pool has no plan")
+        hours = (tick - quiet_from) * tick_seconds / 3600.0
+        late = [when for when in self.changes if when >= quiet_from]
+        servings = max(1, len(plan.records))
+        if len(late) > max(2.0, CHANGES_AN_HOUR * hours) * servings:
+            raise Broken("few changes under constant load", f"{len(late)} changes of the plan in {hours:.2f} hours")
+        if noise:
+            return
+        if tick - self.changed_at < STILL_TICKS:
+            raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
+        if tick - self.wrote_at < STILL_TICKS:
+            raise Broken("comes to rest", f"something was still written at tick {self.wrote_at}")
+        active = {
+            f"{key.namespace}/{key.name}"
+            for key, item in self._server.items("modelservings")
+            if item["spec"].get("mode", Mode.ACTIVE.value) == Mode.ACTIVE.value
+        }
+        for each in plan.placements:
+            pod = self._cluster.pods.get(Key("pods", each.serving.namespace, each.name))
+            if str(each.serving) in active and (pod is None or not pod.ready or not pod.in_service):
+                why = (
+                    "there is no pod" if pod is None else f"its pod is {pod.said or 'new'}, in service {pod.in_service}"
+                )
+                raise Broken("what is planned runs", f"{each.name} is planned and does not serve: {why}")
+
+    def at_end(self) -> None:
+        """Every serving was deleted: nothing of them is left."""
+        for resource in ("pods", "resourceclaims", "services", "poddisruptionbudgets"):
+            for key, item in self._server.items(resource):
+                if item["metadata"].get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY:
+                    raise Broken("deletion leaves nothing", f"{resource} {key.namespace}/{key.name} is still there")
+        plan = self.stored()
+        if plan is not None and (plan.placements or plan.records or plan.shapes or plan.withdrawn):
+            raise Broken("deletion leaves nothing", "the plan still speaks of servings that are gone")
+
+
+def _count(plan: Plan) -> Counter[ServingKey]:
+    return Counter(each.serving for each in plan.placements)
+
+
+def _rate(observation: Observation, key: ServingKey) -> float | None:
+    """Arrivals a second by the readings of now, the larger of the windows; None where one engine tells nothing."""
+    names = {each.name for each in observation.replicas if each.serving == key and each.phase is Phase.READY}
+    sums: dict[int, float] = {}
+    for engine in observation.engines:
+        if engine.replica not in names:
+            continue
+        for index, window in enumerate(engine.windows):
+            if isinstance(window.arrivals, Missing):
+                return None
+            sums[index] = sums.get(index, 0.0) + window.arrivals.value
+    return max(sums.values(), default=None)
+
+
+def describe(outcome: Outcome) -> str:
+    """One line of what an outcome asks for."""
+    plan = outcome.pool_status.plan
+    where = Counter(f"{each.serving.name}@{each.gpu_uuid[4:12]}" for each in (() if plan is None else plan.placements))
+    acts = ", ".join(type(action).__name__ for action in outcome.actions)
+    return f"{'plans' if outcome.plan_changed else 'keeps'} {dict(sorted(where.items()))} {acts}".rstrip()
