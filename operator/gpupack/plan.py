@@ -237,7 +237,8 @@ class Outcome:
 
     If `plan_changed`, `actions` holds nothing but Tells (said once, after the write succeeded): the next tick acts on
     the plan as read back. `wake_in` is how long the shell may sleep if nothing stirs. `verdicts` holds every objection
-    of this tick, for the metrics and `explain`.
+    of this tick, for the metrics and `explain`. `look_again` names replicas whose engines are to be scraped by then,
+    whatever their period.
     """
 
     pool_status: PoolStatus
@@ -246,3 +247,4 @@ class Outcome:
     actions: tuple[Action, ...]
     verdicts: tuple[tuple[ServingKey, Verdict], ...]
     wake_in: Seconds
+    look_again: tuple[str, ...] = ()

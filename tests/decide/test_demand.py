@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpupack.decide.demand import Basis, Demand, ask
-from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, interpret
+from gpupack.facts.interpretation import EngineFacts, Facts, Gap, Traffic, interpret
 from gpupack.facts.observation import Cause, Missing, Phase
 from gpupack.facts.serving import Serving
 from gpupack.units import Seconds
@@ -44,6 +44,8 @@ def engine(
     before: float | None = None,
     running: float = 20.0,
     constant: bool = False,
+    gaps: tuple[tuple[float, float], ...] = (),
+    dispersion: float = 1.0,
 ) -> EngineFacts:
     def window(seconds: float, rate: float) -> Traffic:
         return Traffic(
@@ -60,6 +62,8 @@ def engine(
         kv_blocks=100.0,
         windows=(window(30.0, arrivals), window(300.0, arrivals if long is None else long)),
         peak_arrivals=NOTHING if peak is None else peak,
+        gaps=tuple(Gap(seconds=Seconds(seconds), arrivals=rate) for seconds, rate in gaps),
+        dispersion=dispersion,
     )
 
 
@@ -87,6 +91,34 @@ def test_utilisation_above_the_target_asks_for_one_more() -> None:
 
 def test_the_larger_of_the_windows_asks() -> None:
     assert demand(1, engine(2.0, long=8.6)).wanted == 2
+
+
+def test_a_step_of_the_load_asks_before_it_fills_a_window_if_chance_cannot_be_it() -> None:
+    found = demand(1, engine(8.0, gaps=((2.0, 22.0), (2.0, 22.0))))
+    assert (found.wanted, found.look_again) == (2, False)
+    assert found.rate == pytest.approx(22.0 - 3.0 * (22.0 / 4.0) ** 0.5)
+    assert demand(1, engine(8.0, gaps=((2.0, 12.0), (2.0, 12.0)))).wanted == 1
+
+
+def test_what_came_in_one_gap_alone_is_looked_at_again_once() -> None:
+    burst = demand(1, engine(5.0, gaps=((2.0, 40.0), (2.0, 5.0))))
+    assert (burst.wanted, burst.look_again) == (1, True)
+    gone = demand(1, engine(5.0, gaps=((0.5, 6.0), (2.0, 40.0))))
+    assert (gone.wanted, gone.look_again) == (1, False)
+    still = demand(1, engine(5.0, gaps=((0.5, 40.0), (2.0, 40.0))))
+    assert (still.wanted > 1, still.look_again) == (True, False)
+
+
+def test_a_stream_that_always_comes_in_bursts_must_rise_further_to_be_a_step() -> None:
+    gaps = ((2.0, 30.0), (2.0, 30.0))
+    assert demand(1, engine(8.0, gaps=gaps, dispersion=16.0)).wanted == 1
+    assert demand(1, engine(8.0, gaps=gaps, dispersion=0.1)).rate == demand(1, engine(8.0, gaps=gaps)).rate
+
+
+def test_chance_is_smaller_for_many_engines_together() -> None:
+    gaps = ((2.0, 14.0), (2.0, 14.0))
+    assert demand(1, engine(8.0, gaps=gaps)).wanted == 1
+    assert demand(2, engine(8.0, gaps=gaps), engine(8.0, gaps=gaps)).wanted > 2
 
 
 def test_what_moved_to_a_replica_that_has_just_come_is_not_counted_twice() -> None:

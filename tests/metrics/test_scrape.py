@@ -91,6 +91,20 @@ async def test_a_target_is_not_scraped_oftener_than_its_period(serve: Serve, vll
     assert server.asked.count("/metrics") == 3
 
 
+async def test_an_engine_in_doubt_is_scraped_out_of_turn_and_its_turn_stays(serve: Serve, vllm_page: bytes) -> None:
+    server = await serve({"/metrics": vllm_page, "/version": b"{}"})
+    now = [1000.0]
+    async with Scraper(clock=lambda: now[0]) as scraper:
+        for at, again, scrapes in (
+            (0.0, (), 1), (0.2, ("r",), 1), (0.5, ("other",), 1), (0.5, ("r",), 2), (1.9, (), 3),
+        ):  # fmt: skip
+            now[0] = 1000.0 + at
+            await scraper.round(
+                [_engine(server)], [], timing=TIMING, exporter_period=30.0, again=again, again_after=0.5
+            )
+            assert server.asked.count("/metrics") == scrapes, at
+
+
 async def test_an_engine_that_never_answers_delays_no_other_and_is_missing(serve: Serve, vllm_page: bytes) -> None:
     silent, lively = await serve({}), await serve({"/metrics": vllm_page, "/version": b"{}"})
     targets = (_engine(silent, "silent"), _engine(lively, "lively"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -51,6 +52,29 @@ def _value(measured: Measured) -> float:
 def _cause(measured: Measured) -> Cause:
     assert isinstance(measured, Missing), measured
     return measured.cause
+
+
+def test_gaps_are_those_between_the_last_three_scrapes() -> None:
+    history = _watched(100.0)
+    history.add(100.5, replace(_page(100.5), running=30.0), TIMING)
+    last, before = history.seen("r", 100.5, TIMING).gaps
+    assert (_value(last.arrivals), last.seconds) == (pytest.approx(5.0 + 10.0 / 0.5), 0.5)
+    assert (_value(before.arrivals), before.seconds) == (pytest.approx(5.0), 2.0)
+    assert _watched(2.0).seen("r", 2.0, TIMING).gaps == ()
+
+
+def test_dispersion_is_one_for_chance_more_for_bursts_and_does_not_know_the_last_gaps() -> None:
+    def watched(batch: int, seed: int, last: float = 0.0) -> float:
+        chance, history, done = Random(seed), EngineHistory(), 0.0
+        for number in range(200):
+            done += batch * sum(chance.random() < 0.05 for _ in range(200)) + (last if number >= 198 else 0.0)
+            history.add(2.0 * number, replace(_page(0.0), finished=done), TIMING)
+        return history.seen("r", 398.0, TIMING).dispersion
+
+    seeds = range(20)
+    assert sum(watched(1, seed) for seed in seeds) / 20 == pytest.approx(0.95, rel=0.15)
+    assert sum(watched(8, seed) for seed in seeds) / 20 == pytest.approx(8 * 0.95, rel=0.15)
+    assert watched(1, 7, last=500.0) == watched(1, 7)
 
 
 def test_rates_latencies_and_lengths_come_from_the_engines_own_counters() -> None:

@@ -23,6 +23,7 @@ from gpupack.facts.observation import (
     ClaimSeen,
     EngineSeen,
     EngineWindow,
+    GapSeen,
     GpuSeen,
     Holder,
     Measured,
@@ -137,7 +138,7 @@ def story_of(text: str) -> Story:
 
 _REPLICA_WORDS = frozenset(
     {"serving", "gpu", "count", "phase", "age", "arrivals", "peak", "waiting", "running", "template", "planned",
-     "sharing", "engine", "inService", "readyFor", "restarts"}
+     "sharing", "engine", "lastGaps", "inService", "readyFor", "restarts"}
 )  # fmt: skip
 
 
@@ -217,6 +218,9 @@ def _engine(seen: ReplicaSeen, each: Serving, policy: Policy, fields: dict[str, 
         replica=seen.name, running=_measured(running), waiting=_measured(waiting), waiting_before=_measured(waiting),
         kv_usage=_measured(0.5), kv_blocks=_measured(seen.shape.kv_cache_memory_bytes // per_block), windows=windows,
         peak_arrivals=_measured(fields.get("peak", arrivals)),
+        gaps=tuple(
+            GapSeen(seconds=policy.engine_period, arrivals=_measured(rate)) for rate in fields.get("lastGaps", ())
+        ),
     )  # fmt: skip
 
 
@@ -285,7 +289,9 @@ def test_story(path: Path) -> None:
 
 def _compare(story: Story, outcome: Outcome) -> None:
     expected = story.expected
-    _only(expected, {"planned", "reasons", "objections", "conditions", "actions", "message", "planChanged"})
+    _only(
+        expected, {"planned", "reasons", "objections", "conditions", "actions", "message", "planChanged", "looksAgain"}
+    )
     names = {each.gpu.uuid: index for index, each in enumerate(story.observation.gpus)}
     plan = outcome.pool_status.plan
     said = f"{story.title}\n{[(each.serving.name, each.reason, each.message) for each in plan.records] if plan else ''}"
@@ -312,6 +318,9 @@ def _compare(story: Story, outcome: Outcome) -> None:
         assert kinds == expected["actions"], said
     if "planChanged" in expected:
         assert outcome.plan_changed == expected["planChanged"], said
+    if "looksAgain" in expected:
+        assert bool(outcome.look_again) == expected["looksAgain"], said
+        assert (outcome.wake_in < story.observation.policy.tick) == expected["looksAgain"], said
     for name, words in expected.get("message", {}).items():
         status = next(each for each in outcome.serving_statuses if each.serving.name == name)
         assert words in status.decision_message, said

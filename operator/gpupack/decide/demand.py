@@ -4,16 +4,25 @@ Needed is the smallest count whose predicted capacity carries the arrivals at th
 present queue in time. Up follows the larger of the windows at once; down looks at the peak of the whole delay and asks
 whether the survivors are predicted to hold it. Knows load and capacity, not GPUs: whether and where a replica fits is
 `pack`'s business.
+
+A doubled load takes seconds to fill a window of 30, so up follows also what the last two gaps between scrapes surely
+brought. Three things look like a step of the load and are none, and each has its bound:
+
+- Chance: a count swings by its root. Both gaps together must be above the bar by three standard errors.
+- A burst, as of one client that sends a batch at once: it shows in one gap. Each of the two must be above the bar, the
+  last by two standard errors. The gap before a step is half empty, and to wait a whole period for the next one would
+  be late; so after a gap that looks like a step the engines are scraped again at once (`look_again`).
+- A stream that always comes in bursts: standard errors are those of its own dispersion, as it was before these gaps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
+from gpupack.facts.interpretation import EngineFacts, Facts, Gap, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, ReplicaSeen
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ScalingMode, Serving
@@ -27,6 +36,8 @@ CONSTANT_SCRAPES = 10
 STEADY = 1.05
 """Constant clients' arrivals peak at most this far above their mean."""
 CAPACITY_MOST = 4096
+PERHAPS, LIKELY, SURELY = 1.0, 2.0, 3.0
+"""Standard errors by which the gap before the last, the last, and both together must show a step of the load."""
 
 Capacity = Callable[[int], float]
 """Requests a second that so many replicas are predicted to finish, all of them kept full."""
@@ -47,7 +58,8 @@ class Demand:
     """`wanted` replicas; never below what is planned, for going down is `spare`: one less would hold the load.
 
     `floor` is how many may start without any reading. `rate` is arrivals a second (None without readings) and
-    `utilization` what they take of the present capacity. `missing` names the readings that are not there.
+    `utilization` what they take of the present capacity. `missing` names the readings that are not there. `look_again`
+    asks for another scrape soon: the last one shows a step of the load, or a burst.
     """
 
     basis: Basis
@@ -57,6 +69,7 @@ class Demand:
     rate: float | None = None
     utilization: float | None = None
     missing: tuple[str, ...] = ()
+    look_again: bool = False
 
 
 def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: int) -> Demand:
@@ -88,7 +101,12 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
     leaving = [facts.engines[each.name] for each in replicas if is_leaving(each) and each.name in facts.engines]
     everyone = len(known) == len(engines)
     demand = _measured(serving, facts, planned, capacity, known, leaving, everyone=everyone)
-    return replace(demand, wanted=max(floor, min(demand.wanted, max(most, planned) + 1)))
+    could_add = everyone and len(engines) == planned < most
+    return replace(
+        demand,
+        wanted=max(floor, min(demand.wanted, max(most, planned) + 1)),
+        look_again=demand.look_again and could_add,
+    )
 
 
 def _measured(
@@ -105,8 +123,8 @@ def _measured(
     rate = arrivals([*known, *leaving], policy)
     waiting = sum(_number(each.waiting) for each in known)
     now = capacity(planned)
-    utilization = rate / now if now > 0 else None
     clients = _constant_clients(known, policy)
+    look_again = False
     if clients is not None:
         slots = max(1, _largest_batch(serving, facts))
         needed = math.ceil(clients / slots)
@@ -114,7 +132,10 @@ def _measured(
         spare = everyone and planned > needed and peak is not None and peak <= STEADY * rate
         basis = Basis.CLOSED_LOOP
     else:
+        rate = max(rate, _surely(known))
         needed = _smallest(rate, waiting, capacity, policy)
+        perhaps = _perhaps(known, policy)
+        look_again = perhaps > rate and needed <= planned < _smallest(perhaps, waiting, capacity, policy)
         spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
         basis = Basis.ARRIVALS
         if needed <= planned and _queues_pile_up(serving, facts, planned):
@@ -125,7 +146,8 @@ def _measured(
         floor=floor,
         spare=spare and planned > floor,
         rate=rate,
-        utilization=utilization,
+        utilization=rate / now if now > 0 else None,
+        look_again=look_again,
     )
 
 
@@ -141,6 +163,37 @@ def arrivals(engines: Sequence[EngineFacts], policy: Policy) -> float:
                 counted.setdefault(index, []).append((window.seconds, window.arrivals))
     rates = (sum(seconds * rate for seconds, rate in each) / max(each)[0] for each in counted.values())
     return max(rates, default=0.0)
+
+
+def _surely(engines: Sequence[EngineFacts]) -> float:
+    """Requests a second that the last two gaps show, together and each alone, less what chance may have added."""
+    both = _at_least(((each.gaps, each.dispersion) for each in engines), SURELY)
+    last = _at_least(((each.gaps[:1], each.dispersion) for each in engines), LIKELY)
+    before = _at_least(((each.gaps[1:], each.dispersion) for each in engines), PERHAPS)
+    return min(both, last, before)
+
+
+def _perhaps(engines: Sequence[EngineFacts], policy: Policy) -> float:
+    """Requests a second that the last gap shows; 0 where it was short: engines were asked again just now."""
+    if any(each.gaps[0].seconds < policy.engine_period / 2 for each in engines if each.gaps):
+        return 0.0
+    return _at_least(((each.gaps[:1], each.dispersion) for each in engines), PERHAPS)
+
+
+def _at_least(seen: Iterable[tuple[Sequence[Gap], float]], errors: float) -> float:
+    """The engines' rates together, less so many standard errors.
+
+    A count n in T seconds is a rate of n/T with a variance of n/T^2 times the dispersion.
+    """
+    rate = variance = 0.0
+    for gaps, dispersion in seen:
+        if not gaps:
+            continue
+        seconds = sum(gap.seconds for gap in gaps)
+        count = sum(gap.seconds * gap.arrivals for gap in gaps)
+        rate += count / seconds
+        variance += max(1.0, dispersion) * count / seconds**2
+    return rate - errors * math.sqrt(variance)
 
 
 def _smallest(rate: float, waiting: float, capacity: Capacity, policy: Policy) -> int:

@@ -24,9 +24,11 @@ from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.interpretation import Facts, interpret, is_leaving
 from gpupack.facts.observation import Observation, ReplicaSeen
 from gpupack.facts.placement import Placement, Plan, Record
+from gpupack.facts.policy import Policy
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
 from gpupack.plan import Outcome, Reason, Step, Tell, Unit, Verdict
+from gpupack.units import Seconds
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
@@ -65,10 +67,10 @@ def reconcile(observation: Observation) -> Outcome:
     board = Board(facts, replace(before, shapes=shapes), prospects)
     old = {each.serving: each for each in before.records}
     verdicts: list[tuple[ServingKey, Verdict]] = []
-    records = dict(old)
+    records, look_again = dict(old), tuple[str, ...]()
     appraisals = {key: appraise(facts, each) for key, each in facts.servings.items() if each.observes}
     if facts.plan is not None:
-        records = _decide(board, old, appraisals, verdicts)
+        records, look_again = _decide(board, old, appraisals, verdicts)
     plan = Plan(
         placements=board.placements,
         shapes=shapes,
@@ -85,8 +87,15 @@ def reconcile(observation: Observation) -> Outcome:
         serving_statuses=tuple(sorted(statuses, key=lambda each: each.serving)),
         actions=_tells(old, records) if changed else steps(board),
         verdicts=tuple(verdicts),
-        wake_in=facts.policy.least_gap if changed else facts.policy.tick,
+        wake_in=_wake_in(facts.policy, changed=changed, look_again=bool(look_again)),
+        look_again=look_again,
     )
+
+
+def _wake_in(policy: Policy, *, changed: bool, look_again: bool) -> Seconds:
+    if changed:
+        return policy.least_gap
+    return Seconds(min(policy.tick, policy.look_again_after)) if look_again else policy.tick
 
 
 def adopt(facts: Facts) -> Plan:
@@ -129,8 +138,8 @@ def _decide(
     old: Mapping[ServingKey, Record],
     appraisals: Mapping[ServingKey, Appraisal],
     verdicts: list[tuple[ServingKey, Verdict]],
-) -> dict[ServingKey, Record]:
-    """Move the board by at most one step on every GPU, and record why."""
+) -> tuple[dict[ServingKey, Record], tuple[str, ...]]:
+    """Move the board by at most one step on every GPU, and record why; also whose engines are to be looked at again."""
     facts = board.facts
     _forget(board)
     given_up = withdraw(board, lambda placement: obstacle(board, placement))
@@ -163,7 +172,8 @@ def _decide(
             records[key] = _record(key, decision, wanted, planned, was, facts)
         elif was is not None:
             records[key] = was
-    return records
+    again = [key for key, demand in demands.items() if demand.look_again]
+    return records, tuple(sorted(each.name for key in again for each in facts.replicas_of.get(key, ())))
 
 
 def _with_what_it_goes_past(

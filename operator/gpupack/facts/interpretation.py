@@ -58,11 +58,20 @@ class Traffic:
     running_mean: Known
     inside_least: Known
     inside_most: Known
+    waiting_least: Known = Missing(cause=Cause.NO_SERIES, origin="waiting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Requests a second between two scrapes that are `seconds` apart."""
+
+    seconds: Seconds
+    arrivals: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What is known of one replica's engine. `windows` are shortest first."""
+    """What is known of one replica's engine. `windows` are shortest first; steps are judged over `judged`."""
 
     running: Known
     waiting: Known
@@ -70,6 +79,9 @@ class EngineFacts:
     kv_blocks: Known
     windows: tuple[Traffic, ...]
     peak_arrivals: Known
+    gaps: tuple[Gap, ...] = ()
+    dispersion: float = 1.0
+    judged: Traffic | None = None
     version: str | None = None
     served: tuple[str, ...] = ()
 
@@ -197,9 +209,19 @@ def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
         kv_blocks=_known(seen.kv_blocks, at, limit),
         windows=tuple(_traffic(window, at, limit) for window in seen.windows),
         peak_arrivals=_known(seen.peak_arrivals, at, limit),
+        gaps=_gaps(seen, at, limit),
+        dispersion=seen.dispersion,
+        judged=None if seen.judged is None else _traffic(seen.judged, at, limit),
         version=seen.version,
         served=seen.served,
     )
+
+
+def _gaps(seen: EngineSeen, at: Seconds, limit: float) -> tuple[Gap, ...]:
+    """Both or none."""
+    found = [(gap.seconds, _known(gap.arrivals, at, limit)) for gap in seen.gaps]
+    gaps = tuple(Gap(seconds=seconds, arrivals=rate) for seconds, rate in found if not isinstance(rate, Missing))
+    return gaps if len(gaps) == len(found) else ()
 
 
 def _traffic(window: EngineWindow, at: Seconds, limit: float) -> Traffic:
@@ -217,6 +239,7 @@ def _traffic(window: EngineWindow, at: Seconds, limit: float) -> Traffic:
         running_mean=_known(window.running_mean, at, limit),
         inside_least=_known(window.inside_least, at, limit),
         inside_most=_known(window.inside_most, at, limit),
+        waiting_least=_known(window.waiting_least, at, limit),
     )
 
 

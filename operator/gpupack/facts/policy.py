@@ -41,3 +41,8 @@ class Policy:
     engine_period: Seconds = Seconds(2.0)
     stale_periods: int = 3
     unexplained_memory: Bytes = Bytes(GIB)
+
+    @property
+    def look_again_after(self) -> Seconds:
+        """Between two scrapes of an engine in doubt: long enough for a count, and short beside what a pod takes."""
+        return Seconds(self.engine_period / 4)
