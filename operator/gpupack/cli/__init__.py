@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("gpupack.cli.predict", "throughput, latency, memory and bandwidth of a setting, by the closed form"),
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
     "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
+    "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
