@@ -1,7 +1,7 @@
 """What must hold in every history, checked against the cluster itself and not against what the operator believes.
 
 Each rule raises Broken with a sentence. Knows the truth of the model (who holds which memory, which engine really
-answers) and the plan as it is stored; shares no check with the decision.
+answers) and the plan as it is stored. Reads rates and lengths as the decision does; shares no check with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from gpupack.decide.demand import arrivals
+from gpupack.decide.prospect import live_lengths
 from gpupack.facts.gpu import Gpu
+from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.observation import Missing, Observation, Phase
 from gpupack.facts.placement import ChosenShape, Placement, Plan
 from gpupack.facts.serving import Mode, ScalingMode, Serving, ServingKey, Sharing
@@ -52,6 +55,7 @@ class Rules:
         self._own_stops: set[str] = set()
         self._foreign: set[str] = set()
         self._refused = 0
+        self._active: set[ServingKey] = set()
         self._version = ""
         self._plan: Plan | None = None
         self._content: Counter[tuple[ServingKey, str, int, str]] = Counter()
@@ -123,6 +127,7 @@ class Rules:
 
     def after_look(self, look: Look) -> None:
         observation, outcome = look.observation, look.outcome
+        self._active = {each.key for each in observation.servings if each.mode is Mode.ACTIVE}
         problem = look.problem
         if problem is not None and getattr(problem, "status", 0) == 422:
             raise Broken("names from content", str(problem))
@@ -194,15 +199,18 @@ class Rules:
         counts: Counter[tuple[ServingKey, str]],
     ) -> None:
         groups = []
+        facts = interpret(observation)
         kinds = Counter((each.serving, each.shape) for each in beside)
         for (key, shape), count in sorted(kinds.items(), key=lambda each: (each[0][0], each[0][1].max_num_seqs)):
             serving = servings[key]
             total = sum(number for (other, _), number in counts.items() if other == key)
-            rate = _rate(observation, key)
+            rate = _rate(facts, key)
+            rate = serving.declared_rate if rate is None else rate
             each_rate = None if rate is None else max(1e-6, rate / max(1, total)) * count
             groups.append(
                 (key, EngineGroup(
-                    llm=serving.llm, dtype=serving.dtype, shape=shape, lengths=serving.lengths, replicas=count,
+                    llm=serving.llm, dtype=serving.dtype, shape=shape, replicas=count,
+                    lengths=live_lengths(serving, facts) or serving.lengths,
                     request_rate=None if each_rate is None else PerSecond(each_rate),
                     coefficients=coefficients(serving.engine_version),
                 ))
@@ -263,14 +271,9 @@ class Rules:
             raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
         if tick - self.wrote_at < STILL_TICKS:
             raise Broken("comes to rest", f"something was still written at tick {self.wrote_at}")
-        active = {
-            f"{key.namespace}/{key.name}"
-            for key, item in self._server.items("modelservings")
-            if item["spec"].get("mode", Mode.ACTIVE.value) == Mode.ACTIVE.value
-        }
         for each in plan.placements:
             pod = self._cluster.pods.get(Key("pods", each.serving.namespace, each.name))
-            if str(each.serving) in active and (pod is None or not pod.ready or not pod.in_service):
+            if each.serving in self._active and (pod is None or not pod.ready or not pod.in_service):
                 why = (
                     "there is no pod" if pod is None else f"its pod is {pod.said or 'new'}, in service {pod.in_service}"
                 )
@@ -291,18 +294,13 @@ def _count(plan: Plan) -> Counter[ServingKey]:
     return Counter(each.serving for each in plan.placements)
 
 
-def _rate(observation: Observation, key: ServingKey) -> float | None:
-    """Arrivals a second by the readings of now, the larger of the windows; None where one engine tells nothing."""
-    names = {each.name for each in observation.replicas if each.serving == key and each.phase is Phase.READY}
-    sums: dict[int, float] = {}
-    for engine in observation.engines:
-        if engine.replica not in names:
-            continue
-        for index, window in enumerate(engine.windows):
-            if isinstance(window.arrivals, Missing):
-                return None
-            sums[index] = sums.get(index, 0.0) + window.arrivals.value
-    return max(sums.values(), default=None)
+def _rate(facts: Facts, key: ServingKey) -> float | None:
+    """Arrivals a second by the readings of now; None where one engine tells nothing."""
+    names = [each.name for each in facts.replicas_of.get(key, ()) if each.phase is Phase.READY]
+    engines = [facts.engines[name] for name in names if name in facts.engines]
+    if not engines or any(not each.windows or isinstance(each.windows[0].arrivals, Missing) for each in engines):
+        return None
+    return arrivals(engines, facts.policy)
 
 
 def describe(outcome: Outcome) -> str:
