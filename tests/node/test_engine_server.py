@@ -29,7 +29,7 @@ class Rig:
         self.engine = Engine(EngineConfig(max_num_seqs=4, kv_blocks=101, max_model_len=256))
         self.now = 0.0
         self.server = EngineServer(
-            self.engine, names=(MODEL, "alias"), version="0.33.0", api_key=api_key,
+            self.engine, names=(MODEL, "alias"), model=MODEL, version="0.33.0", api_key=api_key,
             clock=lambda: self.now, hurry=lambda: None,
             page=lambda value: f"a_number {self.now if value is None else value}\n",
         )  # fmt: skip

@@ -57,7 +57,10 @@ async def _read(kubeconfig: str | None, namespace: str, name: str | None) -> lis
 def _told(serving: Mapping[str, Any]) -> Mapping[str, Any]:
     """What belongs to the decision, in the API's own names."""
     status = serving.get("status", {})
-    kept = ("shape", "replicasPerGpu", "replicas", "readyReplicas", "freedBytes", "assumed", "placements", "decision")
+    kept = (
+        "shape", "replicasPerGpu", "replicas", "readyReplicas", "freedBytes", "assumed", "placements", "decision",
+        "observed",
+    )  # fmt: skip
     return {
         "namespace": serving["metadata"]["namespace"],
         "name": serving["metadata"]["name"],
@@ -76,6 +79,8 @@ def prose(serving: Mapping[str, Any]) -> str:
     """One ModelServing as a person reads it: the decision first, then what it rests on."""
     meta, status = serving["metadata"], serving.get("status", {})
     lines = [f"{meta['namespace']}/{meta['name']}: {_count(status)}"]
+    if "observed" in status:
+        lines = [f"{meta['namespace']}/{meta['name']}: {_watched(status['observed'])}"]
     if not status:
         return f"{lines[0]}\n  gpupack has not looked at it yet; is the operator running, and is there a GpuPool?"
     if not _is_up_to_date(serving):
@@ -83,7 +88,8 @@ def prose(serving: Mapping[str, Any]) -> str:
     decision = status.get("decision")
     if decision:
         lines.append(f"  {decision.get('reason', '')}. {decision.get('message', '')} ({decision.get('at', '')})")
-    lines += [f"  {line}" for line in _shape(status)]
+    observed = status.get("observed")
+    lines += _observed(observed) if observed else [f"  {line}" for line in _shape(status)]
     conditions: Sequence[Mapping[str, Any]] = status.get("conditions", ())
     if conditions:
         rows = [(each["type"], each["status"], each["reason"], each.get("message", "")) for each in conditions]
@@ -113,6 +119,53 @@ def _shape(status: Mapping[str, Any]) -> list[str]:
     if status.get("assumed"):
         lines.append(f"Assumed, because the spec does not say: {', '.join(status['assumed'])}.")
     return lines
+
+
+def _watched(observed: Mapping[str, Any]) -> str:
+    engines: Sequence[Mapping[str, Any]] = observed.get("engines", ())
+    judged = sum(1 for each in engines if "problem" not in each)
+    pods = f"{len(engines)} pod{'' if len(engines) == 1 else 's'} observed"
+    return f"{pods}, {judged} judged; gpupack started none of them"
+
+
+def _observed(observed: Mapping[str, Any]) -> list[str]:
+    """The engines as they are, and for each kind of GPU the arguments to paste."""
+    rows = [
+        (
+            each["pod"], each.get("gpuKind", "-"), str(each.get("maxNumSeqs", "-")),
+            gib(each["kvCacheMemoryBytes"]) if "kvCacheMemoryBytes" in each else "-",
+            _percent(each.get("gpuMemoryUtilizationPercent")), each.get("running", "-"),
+            each.get("requestsPerSecond", "-"), _milliseconds(each.get("itlMeanMilliseconds")),
+            _milliseconds(each.get("itlP95Milliseconds")), each.get("problem", ""),
+        )
+        for each in observed.get("engines", ())
+    ]  # fmt: skip
+    lines = []
+    if rows:
+        head = ("pod", "GPU", "batch limit", "KV cache", "of the GPU", "running", "requests/s", "ITL mean", "p95", "")
+        lines += ["", *_indented(table(head, rows, left=True))]
+    for better in observed.get("advised", ()):
+        gain, needed = better.get("expectedGainPercent"), better.get("gpusNeeded")
+        lines += ["", f"  {better['gpuKind']}: {better['replicasPerGpu']} engines on a GPU, each with"]
+        lines += [f"    {argument} \\" for argument in better.get("engineArguments", ())]
+        lines[-1] = lines[-1].removesuffix(" \\")
+        told = [f"{gib(better.get('freedBytes', 0))} of KV cache freed an engine"]
+        told += [] if gain is None else [f"{_signed(gain)} % throughput a GPU expected"]
+        told += [] if needed is None else [f"{needed} of {better.get('gpusNow')} GPUs needed for the load of now"]
+        lines.append(f"  {'; '.join(told)}.")
+    return lines
+
+
+def _percent(text: str | None) -> str:
+    return "-" if text is None else f"{text} %"
+
+
+def _milliseconds(text: str | None) -> str:
+    return "-" if text is None else f"{float(text):.1f} ms"
+
+
+def _signed(text: str) -> str:
+    return f"{float(text):+.0f}"
 
 
 def _indented(text: str) -> list[str]:

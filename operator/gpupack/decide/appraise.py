@@ -77,6 +77,7 @@ def _found(engine: RunningEngine, serving: Serving, facts: Facts) -> EngineFound
         kv_cache_memory_bytes=shape.kv_cache_memory_bytes,
         running=None if window is None else _number(window.running_mean),
         requests_per_second=None if window is None else _rate(window.arrivals),
+        itl_mean=None if window is None else _seconds(window.itl_mean),
         itl_p95=None if window is None else _seconds(window.itl_p95),
     )
 
@@ -145,7 +146,7 @@ def _digest(
     )  # fmt: skip
     known = [
         (each.identity, each.flags, found.gpu_uuid, found.gpu_kind, found.version, found.problem,
-         found.kv_cache_memory_bytes, found.running is None, found.itl_p95 is None,
+         found.kv_cache_memory_bytes, found.running is None, found.itl_mean is None,
          _is_full(facts.engines.get(each.key), facts.policy))
         for each, found in zip(running, engines, strict=True)
     ]  # fmt: skip
@@ -164,7 +165,7 @@ def _is_due(old: Appraisal, engines: Sequence[EngineFound], facts: Facts) -> boo
     return any(
         _moved(getattr(before, name), getattr(now, name))
         for before, now in zip(old.engines, engines, strict=True)
-        for name in ("running", "requests_per_second", "itl_p95")
+        for name in ("running", "requests_per_second", "itl_mean")
     )
 
 

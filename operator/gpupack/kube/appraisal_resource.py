@@ -18,6 +18,7 @@ from gpupack.units import (
     Bytes,
     PerSecond,
     Ratio,
+    Seconds,
     milliseconds,
     percent,
     ratio_from_percent,
@@ -52,7 +53,7 @@ def appraisal_of(serving: ServingKey, status: Mapping[str, Any]) -> Appraisal | 
 
 
 def _engine_to_dict(engine: EngineFound) -> dict[str, Any]:
-    utilization, itl = engine.gpu_memory_utilization, engine.itl_p95
+    utilization = engine.gpu_memory_utilization
     fields = {
         "pod": engine.pod,
         "node": engine.node or None,
@@ -64,7 +65,8 @@ def _engine_to_dict(engine: EngineFound) -> dict[str, Any]:
         "kvCacheMemoryBytes": engine.kv_cache_memory_bytes,
         "running": _text(engine.running),
         "requestsPerSecond": _text(engine.requests_per_second),
-        "itlP95Milliseconds": _text(None if itl is None else milliseconds(itl)),
+        "itlMeanMilliseconds": _latency(engine.itl_mean),
+        "itlP95Milliseconds": _latency(engine.itl_p95),
         "problem": engine.problem,
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -72,7 +74,7 @@ def _engine_to_dict(engine: EngineFound) -> dict[str, Any]:
 
 def _engine(fields: Mapping[str, Any]) -> EngineFound:
     kv_bytes, utilization = fields.get("kvCacheMemoryBytes"), _number(fields.get("gpuMemoryUtilizationPercent"))
-    rate, itl = _number(fields.get("requestsPerSecond")), _number(fields.get("itlP95Milliseconds"))
+    rate = _number(fields.get("requestsPerSecond"))
     return EngineFound(
         pod=fields["pod"],
         node=fields.get("node", ""),
@@ -84,7 +86,8 @@ def _engine(fields: Mapping[str, Any]) -> EngineFound:
         kv_cache_memory_bytes=None if kv_bytes is None else Bytes(kv_bytes),
         running=_number(fields.get("running")),
         requests_per_second=None if rate is None else PerSecond(rate),
-        itl_p95=None if itl is None else seconds_from_milliseconds(itl),
+        itl_mean=_seconds(fields.get("itlMeanMilliseconds")),
+        itl_p95=_seconds(fields.get("itlP95Milliseconds")),
         problem=fields.get("problem"),
     )
 
@@ -126,6 +129,14 @@ def _better(fields: Mapping[str, Any]) -> Better:
 
 def _text(value: float | None) -> str | None:
     return None if value is None else number_text(value)
+
+
+def _latency(value: Seconds | None) -> str | None:
+    return None if value is None else number_text(milliseconds(value))
+
+
+def _seconds(text: str | None) -> Seconds | None:
+    return None if text is None else seconds_from_milliseconds(float(text))
 
 
 def _number(text: str | None) -> float | None:

@@ -99,8 +99,8 @@ class Serving:
         self._dtype = dtype
         self._page = EnginePage(flags.served_names[0], _cache_info(flags, cache), time.time())
         self.server = EngineServer(
-            tenant.engine, names=flags.served_names, version=_version(sandbox.image), api_key=flags.api_key,
-            clock=site.pace.now, hurry=site.pace.hurry, page=self._text,
+            tenant.engine, names=flags.served_names, model=flags.model, version=_version(sandbox.image),
+            api_key=flags.api_key, clock=site.pace.now, hurry=site.pace.hurry, page=self._text,
         )  # fmt: skip
 
     def advanced(self) -> Patience:

@@ -106,6 +106,7 @@ class EngineServer:
         engine: Engine,
         *,
         names: tuple[str, ...],
+        model: str,
         version: str,
         api_key: str | None,
         clock: Callable[[], float],
@@ -116,6 +117,7 @@ class EngineServer:
         self.dead = False
         self._engine = engine
         self._names = names
+        self._model = model
         self._version = version
         self._api_key = api_key
         self._clock = clock
@@ -350,7 +352,7 @@ class EngineServer:
 
     def _card(self, name: str) -> dict[str, Any]:
         return {
-            "id": name, "object": "model", "created": self._born, "owned_by": "vllm", "root": self._names[0],
+            "id": name, "object": "model", "created": self._born, "owned_by": "vllm", "root": self._model,
             "parent": None, "max_model_len": self._engine.config.max_model_len, "permission": [],
         }  # fmt: skip
 
