@@ -88,6 +88,7 @@ class ConditionType(StrEnum):
     ACCEPTED = "Accepted"
     PROGRESSING = "Progressing"
     AS_PREDICTED = "AsPredicted"
+    GPUS_KNOWN = "GpusKnown"
 
 
 class Truth(StrEnum):

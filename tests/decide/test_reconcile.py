@@ -357,6 +357,15 @@ def test_a_pool_that_may_not_act_does_nothing() -> None:
     assert (accepted.truth, accepted.message) == (Truth.FALSE, "GPU x is in the older pool a already")
 
 
+def test_gpus_of_unknown_products_are_named_by_the_pool_and_stop_nobody() -> None:
+    world = packed_world()
+    outcome = reconcile(replace(world.observe(), unknown_products=("Tesla V100", "Tesla P4")))
+    known = next(each for each in outcome.pool_status.conditions if each.type is ConditionType.GPUS_KNOWN)
+    assert (known.truth, known.reason) == (Truth.FALSE, "UnknownProduct")
+    assert "Tesla V100 and Tesla P4" in known.message
+    assert world.run(60.0).ready == {"chat": 1}
+
+
 def test_a_deleted_serving_leaves_the_plan_and_holds_its_memory_until_its_pods_are_gone() -> None:
     one, two = serving("one", model="llama-2-13b", itl=0.2), serving("two", model="llama-2-13b", itl=0.2)
     world = World([gpu(0, kind="A100-40GB")], [one, two]).run(80.0)
@@ -431,9 +440,9 @@ def test_engines_with_other_blocks_than_planned_are_named() -> None:
 
 def test_events_are_told_once_and_with_the_plan_that_they_tell_of() -> None:
     world = packed_world().run(60.0)
-    assert [tell.reason for tell in world.told] == ["Added", "DemandMet", "DemandMet"]
+    assert [tell.reason for tell in world.told] == ["Added", "DemandMet", "DemandMet", "Confirmed"]
     world.run(100.0)
-    assert len(world.told) == 3
+    assert len(world.told) == 4
     assert all(isinstance(tell, Tell) and tell.message for tell in world.told)
 
 

@@ -72,7 +72,7 @@ class Pod:
     waiting: float = 0.0
     waiting_before: float = 0.0
     restarts: int = 0
-    history: deque[tuple[float, float, float]] = field(default_factory=deque)
+    history: deque[tuple[float, float, float, float]] = field(default_factory=deque)
 
     def memory(self, kind: GpuKind) -> int:
         return replica_memory(self.serving.llm, self.serving.dtype, self.placement.shape, kind).total
@@ -93,9 +93,17 @@ def finish_rate(serving: Serving, shape: Shape, kind: GpuKind, engines: int) -> 
     return tokens / engines / serving.lengths.output_mean
 
 
+@lru_cache(maxsize=4096)
+def itl(serving: Serving, shape: Shape, kind: GpuKind, engines: int, running: int) -> float:
+    """Seconds between two tokens of so many running sequences, beside others like it."""
+    how = Sharing.MPS if engines > 1 else Sharing.EXCLUSIVE
+    return sharing.itl_at(kind, (_group(serving, shape, engines),), (float(running),), how)[0]
+
+
 class World:
     """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`.
 
+    Engines that share a GPU are `interference` times slower than the model says.
     `live_lengths` are what requests really have (input and output tokens) where that is not what was declared, and
     `is_open` says that requests come as they like, not when the answer before them is there.
     """
@@ -122,6 +130,7 @@ class World:
         self.version = 0
         self.blind: dict[str, Cause] = {}
         self.is_open = True
+        self.interference = 1.0
         self.live_lengths: dict[ServingKey, tuple[float, float]] = {}
         self.holders: list[Holder] = []
         self.refused: list[Refused] = []
@@ -221,6 +230,7 @@ class World:
             kv_blocks=self._read(float(blocks)),
             windows=tuple(self._window(pod, seconds) for seconds in self.policy.rate_windows),
             peak_arrivals=self._peak(pod),
+            judged=self._window(pod, self.policy.window),
             version="0.33.0",
         )
 
@@ -238,8 +248,8 @@ class World:
         return pod.placement.shape.max_num_seqs * self._share(pod)
 
     def _window(self, pod: Pod, seconds: float) -> EngineWindow:
-        inside = [entry for entry in pod.history if entry[0] > self.at - seconds]
-        span = len(inside) * TICK
+        recent = [entry for entry in pod.history if entry[0] > self.at - seconds]
+        span = len(recent) * TICK
         if span < 2 * TICK:
             gone: Measured = Missing(cause=Cause.TOO_SHORT, origin="vllm")
             return EngineWindow(
@@ -247,12 +257,14 @@ class World:
                 preemptions=gone, itl_mean=gone, itl_p95=gone, ttft_mean=gone, ttft_p95=gone, input_mean=gone,
                 output_mean=gone, running_mean=gone, waiting_least=gone,
             )  # fmt: skip
-        arrivals = sum(entry[1] for entry in inside) / len(inside)
-        finished = sum(entry[2] for entry in inside) / len(inside)
+        arrivals = sum(entry[1] for entry in recent) / len(recent)
+        finished = sum(entry[2] for entry in recent) / len(recent)
         declared = pod.serving.lengths
         given, made = self.live_lengths.get(pod.placement.serving, (declared.input_mean, declared.output_mean))
         inside = pod.placement.shape.max_num_seqs * self._share(pod) + pod.waiting
         idle = finished * span < 1.0
+        gap = self._itl(pod)
+        waiting = min(entry[3] for entry in recent)
         none: Measured = Missing(cause=Cause.TOO_SHORT, origin="vllm")
         return EngineWindow(
             seconds=Seconds(span),
@@ -261,14 +273,14 @@ class World:
             prompt_tokens=self._read(finished * given),
             generation_tokens=self._read(finished * made),
             preemptions=self._read(0.0),
-            itl_mean=none if idle else self._read(0.010),
-            itl_p95=none if idle else self._read(0.015),
+            itl_mean=none if idle else self._read(gap),
+            itl_p95=none if idle else self._read(1.2 * gap),
             ttft_mean=none if idle else self._read(0.050),
             ttft_p95=none if idle else self._read(0.100),
             input_mean=none if idle else self._read(given),
             output_mean=none if idle else self._read(made),
             running_mean=self._read(pod.placement.shape.max_num_seqs * self._share(pod)),
-            waiting_least=self._read(min(pod.waiting, pod.waiting_before)),
+            waiting_least=self._read(waiting),
             inside_least=self._read(0.8 * inside if self.is_open else inside),
             inside_most=self._read(inside),
         )
@@ -375,8 +387,19 @@ class World:
 
     def _rate(self, pod: Pod) -> float:
         uuid = pod.placement.gpu_uuid
-        ready = sum(1 for each in self.on(uuid) if each.phase is Phase.READY)
-        return finish_rate(pod.serving, pod.placement.shape, self.gpus[uuid].kind, max(1, ready))
+        ready = self._sharers(uuid)
+        return finish_rate(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready) / self._slowed(ready)
+
+    def _sharers(self, uuid: str) -> int:
+        return max(1, sum(1 for each in self.on(uuid) if each.phase is Phase.READY))
+
+    def _slowed(self, engines: int) -> float:
+        return self.interference if engines > 1 else 1.0
+
+    def _itl(self, pod: Pod) -> float:
+        uuid, running = pod.placement.gpu_uuid, max(1, round(self._running(pod)))
+        ready = self._sharers(uuid)
+        return itl(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready, running) * self._slowed(ready)
 
     def advance(self, seconds: float = TICK) -> None:
         self.at += seconds
@@ -407,7 +430,7 @@ class World:
             finished = min(rate, arrivals + pod.waiting / seconds)
             pod.waiting_before = pod.waiting
             pod.waiting = max(0.0, pod.waiting + (arrivals - finished) * seconds)
-            pod.history.append((self.at, arrivals, finished))
+            pod.history.append((self.at, arrivals, finished, pod.waiting))
             while pod.history and pod.history[0][0] < self.at - 400.0:
                 pod.history.popleft()
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 from gpupack.decide.prospect import Kin, Mix, Prospects, mix_of
 from gpupack.facts.estimate import Estimate
+from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
@@ -44,6 +45,8 @@ class Board:
         self.withdrawn: dict[tuple[ServingKey, str], Withdrawn] = {
             (each.serving, each.gpu_uuid): each for each in plan.withdrawn
         }
+        self.experiments: dict[str, Experiment] = {each.gpu_uuid: each for each in plan.experiments}
+        self.undone: list[Undone] = list(plan.undone)
         self.touched: set[str] = set()
         self._booked: list[Placement] = []
         self.rates: dict[ServingKey, float] = {}

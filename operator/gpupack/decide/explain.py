@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.experiment import Compared, Experiment
 from gpupack.facts.observation import Cause, Missing
 from gpupack.facts.placement import ChosenShape, PredictedEffect
 from gpupack.facts.serving import Shape, Slo
@@ -67,7 +68,10 @@ def verdict(given: Verdict) -> str:
             amount = f" ({seen})" if unit in (Unit.BYTES, Unit.SECONDS) else ""
             return f"{where} is held by others: {given.detail}{amount}."
         case Reason.ROLLED_BACK:
-            return f"One more replica on {where} was tried and did not bring what was predicted."
+            return (
+                f"One more replica on {where}, or on one like it, was tried and taken back: {given.detail} {seen} where"
+                f" {limit} was predicted."
+            )
         case Reason.MAX_REPLICAS:
             return f"maxReplicas is {limit.removesuffix(' replicas')}."
         case Reason.DEMAND_MET if unit is Unit.RATIO:
@@ -144,6 +148,68 @@ def replaced(uuid: str, slot: int) -> str:
 
 def moved(old: str, new: str) -> str:
     return f"A replica moves from {place(old)} to {place(new)}: its new content has no place where the old one is."
+
+
+def seen(basis: str, rate: float | None, utilization: float | None, wanted: int) -> str:
+    """What a decision rests on: the load, and how many replicas it asks for."""
+    if rate is None:
+        return f"{_ASKED.get(basis, 'The load asks for')} {wanted} {_replicas(wanted)}."
+    share = "" if utilization is None else f", {percent(utilization):.0f} % of what the replicas can carry"
+    return f"{rate:.3g} requests/s{share}; {wanted} {_replicas(wanted)} {_are(wanted)} wanted."
+
+
+def rejected(against: Iterable[Verdict]) -> str:
+    """What was not done instead, each GPU with its first objection; at most three."""
+    first: dict[str, Verdict] = {}
+    for each in against:
+        first.setdefault(each.subject, each)
+    return " ".join(verdict(each) for each in list(first.values())[:3])
+
+
+def expected(experiment: Experiment) -> str:
+    """What was predicted of a step before it was taken."""
+    gain = "" if experiment.gain is None else f"{percent(experiment.gain):+.0f} % throughput of the GPU, "
+    return (
+        f"At full batches {gain}DRAM saturation {percent(experiment.saturation):.0f} %, inter-token latency"
+        f" {milliseconds(experiment.itl):.1f} ms."
+    )
+
+
+def outcome(experiment: Experiment) -> str:
+    """What came of a step, with its numbers, or why nothing can be said yet."""
+    what = f"{experiment.step} on {place(experiment.gpu_uuid)}"
+    if experiment.judgement is None:
+        return f"{what}: it is judged after warm-up. {expected(experiment)}"
+    text = f"{what}: {experiment.judgement.value}."
+    if experiment.why:
+        text = f"{text[:-1]}; {experiment.why}."
+    if experiment.undone:
+        text = f"{text[:-1]}; it is taken back."
+    return f"{text} {' '.join(compared(each) for each in experiment.compared)}".strip()
+
+
+def compared(each: Compared) -> str:
+    unit = Unit(each.unit)
+    return (
+        f"{each.what.capitalize() if each.what.islower() else each.what} of {place(each.subject)}:"
+        f" {number(each.measured, unit)} measured, {number(each.predicted, unit)} predicted."
+    )
+
+
+def rolled_back(experiment: Experiment, harm: Compared, count: int, seconds: float) -> str:
+    """A step that was undone: what it brought, what was predicted, and what follows."""
+    what = "The shape before comes back" if experiment.step != "Added" else f"{count} {_replicas(count)} taken back"
+    unit = Unit(harm.unit)
+    others = [each for each in experiment.compared if each != harm and each.what == "inter-token latency"]
+    return (
+        f"{what} on {place(experiment.gpu_uuid)}: {harm.what} {number(harm.measured, unit)} measured,"
+        f" {number(harm.predicted, unit)} predicted. {' '.join(compared(each) for each in others)} The like is not"
+        f" tried for {seconds:.0f} s, unless its load or lengths change by 20 %."
+    )
+
+
+def _replicas(count: float) -> str:
+    return "replica" if count == 1 else "replicas"
 
 
 def given_up(uuid: str, why: str, seconds: float, *, again: bool) -> str:
@@ -263,6 +329,11 @@ def drained(old: str, new: str, node: str) -> str:
 
 def _engines(count: int) -> str:
     return "engine" if count == 1 else "engines"
+
+
+def unknown_products(products: Iterable[str]) -> str:
+    """GPUs that are there and cannot be planned for: there are no datasheet numbers of them."""
+    return f"The catalog does not have {_and(products)}; these GPUs are left alone. `gpupack catalog` lists what it has."
 
 
 def no_gpu() -> str:

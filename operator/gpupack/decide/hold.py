@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from gpupack.decide.board import Board
 from gpupack.decide.capacity import closing_order
 from gpupack.decide.demand import Demand
+from gpupack.decide.evidence import standing
+from gpupack.decide.experiment import is_waited_for
 from gpupack.decide.pack import Candidate, held_by_others, host_cpu, memory
+from gpupack.facts.experiment import Standing
 from gpupack.facts.interpretation import is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
 from gpupack.facts.placement import Placement, Record, Withdrawn
@@ -148,18 +151,24 @@ def is_outdated(board: Board, serving: Serving, sharing: Sharing, placement: Pla
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
-    """`old` gives way to `new`; `stop` says why it cannot on this GPU, and then `new` is None."""
+    """`old` gives way to `new`; `stop` says why it cannot on this GPU, and then `new` is None.
+
+    `asked`: the user changed something; else live lengths asked for another shape. `before` stood on the GPU.
+    """
 
     old: Placement
     new: Placement | None
     stop: Verdict | None = None
+    asked: bool = True
+    before: tuple[Standing, ...] = ()
 
 
 def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> Renewal | None:
     """The next placement to replace by one of the present content, on the same GPU and slot.
 
     One that is not ready loses nobody anything and goes at once; one that serves goes only when all others do and the
-    one before it is gone. Whether old and new overlap is decided by room, in `steps`.
+    one before it is gone. A shape that only live lengths asked for is tried in one replica, and the next waits for the
+    verdict. Whether old and new overlap is decided by room, in `steps`.
     """
     outdated = [each for each in board.of[serving.key] if is_outdated(board, serving, sharing, each)]
     outdated.sort(key=lambda each: (board.is_ready(each), each.gpu_uuid, each.slot))
@@ -168,12 +177,17 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
         uuid = old.gpu_uuid
         if uuid in board.touched or (board.is_ready(old) and not is_settled(board, serving.key)):
             continue
-        verdict = _against_renewal(board, serving, sharing, demand, old)
-        if verdict is not None:
-            stop = stop or Renewal(old=old, new=None, stop=verdict)
-            continue
         chosen = board.chosen(serving.key, uuid)
         assert chosen is not None
+        same = old.template_hash == serving.template_hash and old.sharing is sharing
+        asked = not (same and chosen.was is not None and chosen.was.shape == old.shape)
+        if not asked and is_waited_for(board, serving.key):
+            continue
+        verdict = _against_renewal(board, serving, sharing, demand, old)
+        if verdict is not None:
+            stop = stop or Renewal(old=old, new=None, stop=verdict, asked=asked)
+            continue
+        before = standing(board, uuid)
         new = Placement(
             serving=serving.key,
             gpu_uuid=uuid,
@@ -185,7 +199,7 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
         )
         board.remove(old)
         board.add(new)
-        return Renewal(old=old, new=new)
+        return Renewal(old=old, new=new, asked=asked, before=before)
     return stop
 
 

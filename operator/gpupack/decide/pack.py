@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpupack.decide.board import Board, Member
 from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.prospect import Kin, Mix, rounded, with_one
+from gpupack.decide.undone import remembered
 from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import GpuFacts, Known
@@ -153,6 +154,19 @@ def unexplained_memory(board: Board, uuid: str) -> float | None:
         known = each.serving in board.facts.servings
         ours += board.prospects.most_memory_of(gpu.gpu.kind, board.kin(each)) if known else board.memory_of(each, uuid)
     return gpu.fb_used - ours
+
+
+def rolled_back(candidate: Candidate) -> Iterable[Verdict]:
+    """The like was tried beside the same neighbours and taken back. What the user asks for at least is tried again."""
+    if candidate.demand.wanted <= candidate.planned or candidate.planned < candidate.demand.floor:
+        return
+    undone = remembered(candidate.board, candidate.serving.key, candidate.uuid, candidate.before)
+    if undone is not None:
+        said = undone.compared
+        yield _verdict(
+            candidate.uuid, Reason.ROLLED_BACK, _given(said.measured), _given(said.predicted), Unit(said.unit),
+            at_least=said.measured < said.predicted, detail=said.what,
+        )  # fmt: skip
 
 
 def max_replicas(candidate: Candidate) -> Iterable[Verdict]:
@@ -321,7 +335,7 @@ def marginal_gain(candidate: Candidate) -> Iterable[Verdict]:
         yield _verdict(candidate.uuid, Reason.MARGINAL_GAIN, observed, _given(least), Unit.RATIO, at_least=True)
 
 
-SIMPLE: tuple[Check, ...] = (data_missing, held_by_others, max_replicas, demand_met, memory, host_cpu)
+SIMPLE: tuple[Check, ...] = (data_missing, held_by_others, rolled_back, max_replicas, demand_met, memory, host_cpu)
 TOGETHER: tuple[Check, ...] = (latency_slo, bandwidth_ceiling, marginal_gain)
 
 

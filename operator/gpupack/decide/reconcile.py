@@ -15,12 +15,16 @@ from gpupack.decide.appraise import appraise
 from gpupack.decide.board import Board
 from gpupack.decide.capacity import capacity_of
 from gpupack.decide.demand import Basis, Demand, ask
+from gpupack.decide.evidence import standing
+from gpupack.decide.experiment import TakenBack, begin, judge
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, placement_of, renew, to_give_up, withdraw
 from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey, went_past
 from gpupack.decide.prospect import Prospects
 from gpupack.decide.shapes import choose
 from gpupack.decide.steps import obstacle, steps
+from gpupack.decide.undone import ANOTHER_SHAPE, forget
 from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.experiment import Experiment, Judgement
 from gpupack.facts.interpretation import Facts, interpret, is_leaving
 from gpupack.facts.observation import Observation, ReplicaSeen
 from gpupack.facts.placement import Placement, Plan, Record
@@ -35,6 +39,7 @@ WANTED_MOVES = 0.2
 WARNINGS: frozenset[str] = frozenset(
     (
         Reason.DATA_MISSING,
+        Reason.ROLLED_BACK,
         Step.WITHDRAWN,
         Step.SHARING_NOT_ALLOWED,
         Step.DTYPE_NOT_SUPPORTED,
@@ -73,9 +78,11 @@ def reconcile(observation: Observation) -> Outcome:
         records, look_again = _decide(board, old, appraisals, verdicts)
     plan = Plan(
         placements=board.placements,
-        shapes=shapes,
+        shapes=tuple(sorted(board.shapes.values(), key=lambda each: (each.serving, each.gpu_kind))),
         records=tuple(records[key] for key in sorted(records)),
         withdrawn=tuple(board.withdrawn[key] for key in sorted(board.withdrawn)),
+        experiments=tuple(board.experiments[uuid] for uuid in sorted(board.experiments)),
+        undone=tuple(sorted(board.undone, key=lambda each: (each.serving, each.at, each.neighbours))),
     )
     changed = plan != facts.plan
     statuses = [report.serving_status(board, each, records.get(key)) for key, each in facts.servings.items()]
@@ -85,7 +92,7 @@ def reconcile(observation: Observation) -> Outcome:
         pool_status=report.pool_status(facts, plan),
         plan_changed=changed,
         serving_statuses=tuple(sorted(statuses, key=lambda each: each.serving)),
-        actions=_tells(old, records) if changed else steps(board),
+        actions=_tells(old, records, before, plan.experiments) if changed else steps(board),
         verdicts=tuple(verdicts),
         wake_in=_wake_in(facts.policy, changed=changed, look_again=bool(look_again)),
         look_again=look_again,
@@ -151,12 +158,14 @@ def _decide(
         rate = demands[key].rate if demands[key].rate is not None else serving.declared_rate
         if rate is not None:
             board.rates[key] = rate
+    forget(board)
+    taken_back = judge(board, {key: demand.floor for key, demand in demands.items()})
     records: dict[ServingKey, Record] = {key: old[key] for key in facts.refused if key in old}
     for key, appraisal in appraisals.items():
         said = _appraised(facts.servings[key], appraisal)
         records[key] = _record(key, said, 0, len(board.of[key]), old.get(key), facts)
     decisions = [
-        (each, _decide_one(board, each, demands[each.key], old.get(each.key), given_up, verdicts))
+        (each, _decide_one(board, each, demands[each.key], old.get(each.key), given_up, taken_back, verdicts))
         for each in _in_turn(board, demands)
         if each.key not in appraisals
     ]
@@ -170,6 +179,9 @@ def _decide(
         if decision is not None:
             wanted = planned if decision.reason == Step.REMOVED else demand.wanted
             records[key] = _record(key, decision, wanted, planned, was, facts)
+            if records[key] is not was:
+                against = [verdict for who, verdict in verdicts if who == key]
+                records[key] = _told(records[key], board, demand, against)
         elif was is not None:
             records[key] = was
     again = [key for key, demand in demands.items() if demand.look_again]
@@ -232,6 +244,7 @@ def _decide_one(
     demand: Demand,
     record: Record | None,
     given_up: Iterable[GivenUp],
+    taken_back: Iterable[TakenBack],
     verdicts: list[tuple[ServingKey, Verdict]],
 ) -> Decision | None:
     """The one thing to say about this serving, after the board has been moved; None keeps what was said last."""
@@ -249,12 +262,17 @@ def _decide_one(
     for each in given_up:
         if each.placement.serving == key:
             return _withdrawn(each, facts)
+    for undone in taken_back:
+        if undone.experiment.serving == key:
+            return _rolled_back(undone, facts)
     if serving.mode is Mode.ADVISE:
         return _advised(board, serving, sharing, demand, verdicts)
     if (evicted := _evicted(board, serving)) is not None:
         return _away_from(board, serving, sharing, demand, evicted)
     renewal = renew(board, serving, sharing, demand)
     if renewal is not None and renewal.new is not None:
+        if not any(each.serving == key and each.neighbours.startswith(ANOTHER_SHAPE) for each in board.undone):
+            begin(board, renewal.new, renewal.before, Step.REPLACED, asked=renewal.asked)
         return Decision(
             reason=Step.REPLACED, subject=renewal.old.gpu_uuid,
             message=explain.replaced(renewal.old.gpu_uuid, renewal.old.slot),
@@ -298,10 +316,15 @@ def _may_start_many(demand: Demand, planned: int) -> bool:
     return demand.basis in (Basis.MANUAL, Basis.DECLARED) or planned < demand.floor
 
 
-def _added(board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str) -> Decision:
+def _added(
+    board: Board, serving: Serving, sharing: Sharing, demand: Demand, found: Survey, uuid: str,
+    *, step: Step = Step.ADDED, asked: bool = False,
+) -> Decision:  # fmt: skip
+    """`asked`: the user wants this step; what is below the floor is asked for anyway."""
     is_opening = not board.is_used(uuid) and any(board.is_used(each) for each in board.facts.gpus)
-    placement = _one_more(board, serving, sharing, uuid)
+    placement, before = _one_more(board, serving, sharing, uuid), standing(board, uuid)
     board.add(placement)
+    begin(board, placement, before, step, asked=asked or len(board.of[serving.key]) <= demand.floor)
     gain = gain_of(board, placement)
     brings = effect(board, placement)
     message = explain.added(uuid, len(board.of[serving.key]), demand.wanted, brings, gain, found.past)
@@ -342,7 +365,7 @@ def _elsewhere(
     if found.uuid is None or not is_settled(board, serving.key):
         return _stopped(stop)
     board.remove(renewal.old)
-    _added(board, serving, sharing, demand, found, found.uuid)
+    _added(board, serving, sharing, demand, found, found.uuid, step=Step.MOVED, asked=renewal.asked)
     message = explain.moved(renewal.old.gpu_uuid, found.uuid)
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
 
@@ -363,7 +386,7 @@ def _away_from(board: Board, serving: Serving, sharing: Sharing, demand: Demand,
     if found.uuid is None:
         return _stopped(found.stop) if found.stop is not None else None
     board.remove(evicted)
-    _added(board, serving, sharing, demand, found, found.uuid)
+    _added(board, serving, sharing, demand, found, found.uuid, step=Step.MOVED, asked=True)
     message = explain.drained(evicted.gpu_uuid, found.uuid, node)
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
 
@@ -418,6 +441,33 @@ def _withdrawn(each: GivenUp, facts: Facts) -> Decision:
     )
 
 
+def _rolled_back(undone: TakenBack, facts: Facts) -> Decision:
+    experiment, harm = undone.experiment, undone.harm
+    uuid = experiment.gpu_uuid
+    return Decision(
+        reason=Reason.ROLLED_BACK,
+        subject=uuid,
+        message=explain.rolled_back(experiment, harm, len(undone.placements), facts.policy.remember_undone),
+        observed=harm.measured,
+        limit=harm.predicted,
+        unit=Unit(harm.unit),
+        at_least=harm.measured < harm.predicted,
+    )
+
+
+def _told(record: Record, board: Board, demand: Demand, against: Iterable[Verdict]) -> Record:
+    """The record of a new decision with what it rests on, what it should bring, and what was not done instead."""
+    experiment = board.experiments.get(record.subject)
+    is_its = experiment is not None and (experiment.serving, experiment.last_at) == (record.serving, record.at)
+    others = [each for each in against if (each.reason, each.subject) != (record.reason, record.subject)]
+    return replace(
+        record,
+        seen=explain.seen(demand.basis.value, demand.rate, demand.utilization, demand.wanted),
+        predicted=explain.expected(experiment) if experiment is not None and is_its else "",
+        rejected=explain.rejected(others),
+    )
+
+
 def _stopped(verdict: Verdict) -> Decision:
     return Decision(
         reason=verdict.reason.value,
@@ -455,9 +505,19 @@ def _gist(record: Record) -> tuple[str, str, str, int, str]:
     return record.reason, record.subject, record.unit, record.planned, past
 
 
-def _tells(old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record]) -> tuple[Tell, ...]:
-    """An event for every serving whose decision is another one now; a wanted count alone is none."""
-    told = []
+def _tells(
+    old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record], before: Plan, experiments: Iterable[Experiment]
+) -> tuple[Tell, ...]:
+    """An event for every serving whose decision is another one now, and for every verdict; a wanted count is none."""
+    judged = {each.gpu_uuid: (each.last_at, each.judgement) for each in before.experiments}
+    told = [
+        Tell(
+            serving=each.serving, warning=each.judgement is Judgement.MISSED, reason=each.judgement.value,
+            message=explain.outcome(each),
+        )
+        for each in experiments
+        if each.judgement is not None and judged.get(each.gpu_uuid) != (each.last_at, each.judgement)
+    ]  # fmt: skip
     for key, record in sorted(new.items()):
         was = old.get(key)
         if was is record or (was is not None and _gist(was) == _gist(record)):

@@ -7,13 +7,14 @@ nothing changed. Knows conditions; their sentences are `explain`'s.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gpupack.decide import explain
 from gpupack.decide.board import Board
 from gpupack.decide.hold import is_settled
 from gpupack.facts.engine_args import shape_args
+from gpupack.facts.experiment import Experiment, Judgement
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, Refused, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan, Record
@@ -26,6 +27,7 @@ from gpupack.plan import Condition, ConditionType, PoolStatus, Reason, ReplicaSt
 PACKED_AS_FAR_AS_IT_PAYS = frozenset(
     each.value
     for each in (
+        Reason.ROLLED_BACK,
         Reason.MAX_REPLICAS,
         Reason.MEMORY,
         Reason.HOST_CPU,
@@ -47,6 +49,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
     placements = board.of[key]
     pods = [each for each in facts.replicas_of.get(key, ()) if each.deletion_at is None]
     ready = sum(1 for each in pods if each.phase is Phase.READY)
+    experiment = max(_experiments(board, key), key=lambda each: (each.last_at, each.gpu_uuid), default=None)
     return ServingStatus(
         serving=key,
         uid=serving.uid,
@@ -74,7 +77,13 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
             _packed(board, serving, record),
             _slo_met(board, serving, chosen, pods),
             _progressing(board, serving),
+            _as_predicted(board, key, experiment),
         ),
+        decision_seen="" if record is None else record.seen,
+        decision_predicted="" if record is None else record.predicted,
+        decision_rejected="" if record is None else record.rejected,
+        experiment=experiment,
+        experiment_message="" if experiment is None else explain.outcome(experiment),
     )
 
 
@@ -130,6 +139,7 @@ def refused_status(facts: Facts, refused: Refused) -> ServingStatus:
             _condition(ConditionType.PACKED, Truth.UNKNOWN, "Invalid", unknown),
             _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "Invalid", unknown),
             _condition(ConditionType.PROGRESSING, Truth.FALSE, "Invalid", unknown),
+            _condition(ConditionType.AS_PREDICTED, Truth.UNKNOWN, "Invalid", unknown),
         ),
     )
 
@@ -152,8 +162,15 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
         gpus=len(facts.gpus),
         gpus_in_use=len({each.gpu_uuid for each in placements}),
         replicas=len(placements),
-        conditions=(accepted, ready),
+        conditions=(accepted, ready, _gpus_known(facts)),
     )
+
+
+def _gpus_known(facts: Facts) -> Condition:
+    if facts.unknown_products:
+        message = explain.unknown_products(facts.unknown_products)
+        return _condition(ConditionType.GPUS_KNOWN, Truth.FALSE, "UnknownProduct", message)
+    return _condition(ConditionType.GPUS_KNOWN, Truth.TRUE, "Known", "The catalog has every GPU that the pool selects.")
 
 
 def _condition(kind: ConditionType, truth: Truth, reason: str, message: str) -> Condition:
@@ -321,3 +338,23 @@ def _progressing(board: Board, serving: Serving) -> Condition:
         message = "Replicas are starting." if coming else "Replicas are stopping."
         return _condition(ConditionType.PROGRESSING, Truth.TRUE, reason, message)
     return _condition(ConditionType.PROGRESSING, Truth.FALSE, "Settled", "Nothing is starting or stopping.")
+
+
+def _experiments(board: Board, key: ServingKey) -> list[Experiment]:
+    return [each for each in board.experiments.values() if each.serving == key]
+
+
+def _as_predicted(board: Board, key: ServingKey, last: Experiment | None) -> Condition:
+    """Whether the last step brought what was predicted; one that was undone is told for as long as it is remembered."""
+    undone = [each for each in _experiments(board, key) if each.undone]
+    if undone:
+        said = explain.outcome(max(undone, key=lambda each: (each.last_at, each.gpu_uuid)))
+        return _condition(ConditionType.AS_PREDICTED, Truth.FALSE, Reason.ROLLED_BACK.value, said)
+    if last is None:
+        return _condition(ConditionType.AS_PREDICTED, Truth.UNKNOWN, "NoStep", "No step was taken that can be judged.")
+    truth, said = _TRUTHS.get(last.judgement, Truth.UNKNOWN), explain.outcome(last)
+    reason = "Measuring" if last.judgement is None else last.judgement.value
+    return _condition(ConditionType.AS_PREDICTED, truth, reason, said)
+
+
+_TRUTHS: Mapping[Judgement | None, Truth] = {Judgement.CONFIRMED: Truth.TRUE, Judgement.MISSED: Truth.FALSE}

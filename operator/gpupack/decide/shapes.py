@@ -18,7 +18,7 @@ from gpupack.decide.prospect import Kin, Prospects, coefficients_of
 from gpupack.decide.question import Question
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
-from gpupack.facts.placement import ChosenShape
+from gpupack.facts.placement import ChosenShape, FormerShape
 from gpupack.facts.serving import Lengths, Serving, Shape, Sharing
 from gpupack.perf.memory import replica_memory, utilization_hundredths
 from gpupack.units import Seconds
@@ -123,7 +123,10 @@ def _reconsidered(
     since = facts.at if old.better_since is None else old.better_since
     if facts.at - since < policy.shape_hold:
         return replace(old, better_since=since)
-    return _asked(serving, sharing, kind, facts, lengths, old.inputs)
+    was = FormerShape(
+        shape=old.shape, replicas_per_gpu=old.replicas_per_gpu, utilization_hundredths=old.utilization_hundredths
+    )
+    return replace(_asked(serving, sharing, kind, facts, lengths, old.inputs), was=was)
 
 
 def _goodput(kin: Kin, count: int, old: ChosenShape, kind: GpuKind, prospects: Prospects) -> float:

@@ -124,6 +124,7 @@ class Facts:
     services: Mapping[ServingKey, ServiceSeen]
     running: Mapping[ServingKey, tuple[RunningEngine, ...]] = field(default_factory=dict)
     appraisals: Mapping[ServingKey, Appraisal] = field(default_factory=dict)
+    unknown_products: tuple[str, ...] = ()
 
 
 def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
@@ -181,6 +182,7 @@ def interpret(observation: Observation) -> Facts:
         services={each.serving: each for each in observation.services},
         running=_frozen(running),
         appraisals={each.serving: each for each in observation.appraisals},
+        unknown_products=observation.unknown_products,
     )
 
 

@@ -232,6 +232,7 @@ class Observation:
 
     `plan` is None when the pool's status holds none (new, or lost). `pool_problem` is set when the pool itself may not
     act (it overlaps an older one). `running` are engines that others started, `appraisals` what was said of them last.
+    `unknown_products` are products that the catalog does not have, of GPUs that are not in `gpus` for that.
     """
 
     at: Seconds
@@ -253,3 +254,4 @@ class Observation:
     pool_problem: str | None = None
     running: tuple[RunningEngine, ...] = ()
     appraisals: tuple[Appraisal, ...] = ()
+    unknown_products: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from typing import Any
 
 from gpupack.errors import Invalid
 from gpupack.facts.engine_args import OLDEST_VERSION, release_of
+from gpupack.facts.experiment import Experiment
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Refused
 from gpupack.facts.running import Appraisal
@@ -100,6 +101,9 @@ DEFAULT_VERSION = "0.33.0"
 DEFAULT_CPU_CORES = 2
 DEFAULT_MEMORY = "8Gi"
 DEFAULT_EFFICIENCY_PERCENT = 10
+DECISIONS_TOLD = 5
+"""So many decisions stand on a ModelServing, for `gpupack explain`."""
+_TOLD = ("at", "reason", "seen", "predicted", "message", "rejected")
 ASSUMED_LENGTHS = Lengths(input_mean=512.0, output_mean=256.0, assumed=True)
 UNKNOWN_CV = 0.9
 """Coefficient of variation of lengths whose spread nobody declared (design: the same as the command line's default)."""
@@ -230,7 +234,11 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
         "limit": None if status.decision_limit is None else number_text(status.decision_limit),
         "unit": status.decision_unit or None,
         "at": None if status.decision_at is None else rfc3339(status.decision_at),
+        "seen": status.decision_seen or None,
+        "predicted": status.decision_predicted or None,
+        "rejected": status.decision_rejected or None,
     }
+    experiment = None if status.experiment is None else _experiment(status.experiment, status.experiment_message)
     fields = {
         "observedGeneration": status.observed_generation,
         "replicas": status.replicas,
@@ -245,12 +253,54 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
             for each in status.placements
         ],
         "decision": _written(decision) if decided else None,
+        "experiment": experiment,
+        "decisions": _decisions(_written(decision) if decided else None, experiment, previous) or None,
         "observed": None if status.appraisal is None else appraisal_to_dict(status.appraisal),
         "conditions": conditions_to_list(
             status.conditions, previous.get("conditions", ()), now=now, generation=status.observed_generation
         ),
     }
     return _written(fields)
+
+
+def _experiment(experiment: Experiment, message: str) -> dict[str, Any]:
+    """The last step as an experiment; without a verdict while nothing can be said."""
+    return _written(
+        {
+            "step": experiment.step,
+            "gpu": experiment.gpu_uuid,
+            "plannedAt": rfc3339(experiment.last_at),
+            "verdict": None if experiment.judgement is None else experiment.judgement.value,
+            "judgedAt": None if experiment.judged_at is None else rfc3339(experiment.judged_at),
+            "undone": experiment.undone,
+            "message": message,
+            "compared": [
+                {
+                    "what": each.what, "subject": each.subject, "unit": each.unit,
+                    "predicted": number_text(each.predicted), "measured": number_text(each.measured),
+                }
+                for each in experiment.compared
+            ] or None,
+        }
+    )  # fmt: skip
+
+
+def _decisions(
+    decision: Mapping[str, Any] | None, experiment: Mapping[str, Any] | None, previous: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The last decisions, oldest first: those that stand there, this one if it is new, and what became of its step.
+
+    A step's verdict is written to the decision that took it, which was made when the step was planned.
+    """
+    kept = [dict(each) for each in previous.get("decisions", ())]
+    if decision is not None:
+        told = {"chosen" if name == "message" else name: decision[name] for name in _TOLD if name in decision}
+        if not kept or (kept[-1]["at"], kept[-1]["reason"]) != (told["at"], told["reason"]):
+            kept.append(told)
+    for each in kept:
+        if experiment is not None and "verdict" in experiment and each["at"] == experiment["plannedAt"]:
+            each["measured"] = experiment["message"]
+    return kept[-DECISIONS_TOLD:]
 
 
 def _serving(

@@ -33,6 +33,7 @@ _SETTLED = 1e-6
 # Requests a second below which a group is taken to have that many: formulas divide by the rate.
 _LEAST_RATE = 1e-6
 _ROUNDS = 60
+_CONTENTION_ROUNDS = 12
 _HALVINGS = 14
 
 # Errors seen beside the coefficients' own: gains of replication, preempted batches, the approximation of many classes.
@@ -102,6 +103,23 @@ def steady(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> t
         if moved < _SETTLED:
             break
     return tuple(now)
+
+
+def itl_at(
+    gpu: GpuKind, groups: tuple[EngineGroup, ...], running: tuple[float, ...], sharing: Sharing
+) -> tuple[Seconds, ...]:
+    """The mean inter-token latency of each group whose engines run so many sequences each, whatever arrives.
+
+    For batches that were measured: the step time alone is asked, not the batch that the arrivals should hold. An engine
+    is taken to have nothing to run as often as a Poisson number of sequences is none.
+    """
+    now = []
+    for group, count in zip(groups, running, strict=True):
+        inside = max(count, 1e-3)
+        now.append(_start(gpu, group)._replace(running=inside, active=-math.expm1(-inside)))
+    for _ in range(_CONTENTION_ROUNDS):
+        now = with_contention(now, [each.cycle.whole for each in now], groups, sharing)
+    return tuple(Seconds(each.cycle.seconds(each.stretch)) for each in now)
 
 
 def _start(gpu: GpuKind, group: EngineGroup) -> Engines:
@@ -284,7 +302,12 @@ def _error(
 
 def gaps(each: Engines) -> tuple[float, float, float]:
     """Mean, p95 and p99 of the gap between two tokens."""
-    mean = each.cycle.seconds(each.stretch) if each.queue is None else each.running / each.tokens_per_second
+    mean = each.cycle.seconds(each.stretch)
+    if each.queue is not None:
+        # The queue counts whole slots, KV cache may hold a broken number: a gap lies between one sequence's and a full
+        # batch's all the same.
+        least, most = (each.batch.cycle(n).seconds(each.stretch) for n in (1.0, each.batch.running_most))
+        mean = min(max(least, each.running / each.tokens_per_second), most)
     return mean, max(mean, _gap_quantile(each, 0.95)), max(mean, _gap_quantile(each, 0.99))
 
 
