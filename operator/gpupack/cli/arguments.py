@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpupack.cli.files import RecordedRequest
 from gpupack.units import Bytes, parse_bytes
 
 
@@ -24,10 +25,14 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The common options as given; None where the option was not. Lengths are in tokens, rates a second."""
+    """The common options as given; None where the option was not. Lengths are in tokens, rates a second.
+
+    `rebuilt` are requests from elsewhere, in place of a file of lengths; empty without.
+    """
 
     model: str
     gpu: str
+    rebuilt: tuple[RecordedRequest, ...]
     input_tokens: float | None
     output_tokens: float | None
     input_cv: float | None
@@ -123,8 +128,9 @@ def add_common(parser: argparse.ArgumentParser, *, needs_model: bool = True) -> 
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
-def options(args: argparse.Namespace) -> Options:
+def options(args: argparse.Namespace, rebuilt: tuple[RecordedRequest, ...] = ()) -> Options:
     return Options(
+        rebuilt=rebuilt,
         model=args.model,
         gpu=args.gpu,
         input_tokens=args.input_tokens,

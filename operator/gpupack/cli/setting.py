@@ -59,7 +59,7 @@ class Setting:
 def subject(given: Options) -> Subject:
     gpu = catalog.gpu(given.gpu)
     llm = catalog.llm(given.model)
-    recorded = () if given.lengths is None else _recorded(given)
+    recorded = given.rebuilt if given.lengths is None else _recorded(given)
     lengths = lengths_of(recorded) if recorded else _declared(given)
     if given.max_model_len is not None and given.max_model_len > llm.max_model_len:
         raise Invalid(
@@ -68,7 +68,7 @@ def subject(given: Options) -> Subject:
     longest = given.max_model_len or llm.max_model_len
     if lengths.input_mean + lengths.output_mean > longest:
         raise Invalid(
-            "--lengths" if recorded else "--input-tokens",
+            "--from-trace" if given.rebuilt else "--lengths" if recorded else "--input-tokens",
             f"requests of {lengths.input_mean + lengths.output_mean:.0f} tokens on average are longer than {longest}",
             f"give prompts and answers that {llm.name} can hold, or a larger --max-model-len"
             if longest < llm.max_model_len
