@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from gpupack.demo.stage import POLL_SECONDS
 
-from .journey import CHAT, Journey, manual
+from .journey import BUDGETS, CHAT, SERVICES, Journey, manual
 
 QUIET_SECONDS = 60.0
 TWO_REPLICAS = 65.0
@@ -55,3 +56,33 @@ def test_nothing_is_written_while_nothing_changes(journey: Journey) -> None:
     writes = [f"{each.verb} {each.resource} {each.name}" for each in journey.writes(start)]
     print(f"\nAPI writes of the operator in {QUIET_SECONDS:.0f} s with constant load, Leases aside: {len(writes)}")
     assert writes == []
+
+
+EDITS = (
+    ("service/chat", '{"spec": {"selector": {"app": "mine"}}}'),
+    ("service/chat", '{"spec": {"ports": [{"port": 9000}]}}'),
+    ("poddisruptionbudget/chat", '{"spec": {"minAvailable": "10%"}}'),
+    ("poddisruptionbudget/chat", '{"spec": {"minAvailable": null, "maxUnavailable": 2}}'),
+)
+
+
+def test_a_service_or_a_budget_that_somebody_edited_is_put_back_once(journey: Journey) -> None:
+    journey.apply(manual("chat", 2))
+    journey.until_ready("chat", 2)
+    journey.until("chat has settled", lambda: journey.condition("chat", "Progressing")[0] == "False")
+    for what, patch in EDITS:
+        path = f"{SERVICES if what.startswith('service') else BUDGETS}/chat"
+        whole = journey.stage.get(path)["spec"]
+        journey.stage.cluster.kubectl("patch", what, "--type=merge", "-p", patch)
+        journey.until(
+            f"{what} is as it was after {patch}",
+            lambda path=path, whole=whole: holds(journey.stage.get(path)["spec"], whole),
+        )
+    start = journey.stage.cluster.audit_position()
+    journey.holds_for(5, "the children stand", lambda: journey.writes(start) == [])
+
+
+def holds(there: dict[str, Any], whole: dict[str, Any]) -> bool:
+    """Everything is back; a port that somebody added may stay beside ours."""
+    ports = all(port in there.get("ports", []) for port in whole.get("ports", []))
+    return ports and {**there, "ports": None} == {**whole, "ports": None}

@@ -13,7 +13,14 @@ import yaml
 from gpupack.facts.observation import Phase
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube import labels, manifests
-from gpupack.kube.child_resource import claim_of, min_available_of, pool_of_child, replica_of, serving_of_child
+from gpupack.kube.child_resource import (
+    claim_of,
+    min_available_of,
+    pool_of_child,
+    replica_of,
+    shared_child_of,
+    stands,
+)
 from gpupack.kube.serving_resource import ServingResource
 from gpupack.plan import ApplyClaim
 
@@ -131,7 +138,9 @@ class TestReadBack:
     def test_service_and_budget_say_whose_they_are(self) -> None:
         serving = valid(model_serving())
         budget = manifests.budget(serving, 2)
-        assert serving_of_child(manifests.service(serving)) == serving_of_child(budget) == KEY
+        for child in (manifests.service(serving), budget):
+            assert child["metadata"]["labels"][labels.SERVING] == KEY.name
+            assert stands(shared_child_of(as_seen(child)), child)
         assert min_available_of(budget) == 2
         assert pool_of_child(budget) == "default"
 
@@ -140,10 +149,53 @@ class TestReadBack:
         readers: tuple[Callable[[dict[str, Any]], object], ...] = (
             replica_of,
             claim_of,
-            serving_of_child,
+            shared_child_of,
             pool_of_child,
         )
         assert [reader(foreign) for reader in readers] == [None] * 4
+
+
+class TestStands:
+    """A Service that somebody edited is no longer as it was applied; what they only added is theirs."""
+
+    def service(self) -> dict[str, Any]:
+        return as_seen(manifests.service(valid(model_serving())))
+
+    def stands(self, there: dict[str, Any]) -> bool:
+        return stands(shared_child_of(there), manifests.service(valid(model_serving())))
+
+    def test_what_others_add_is_theirs(self) -> None:
+        there = self.service()
+        there["metadata"]["labels"] = {**there["metadata"]["labels"], "team": "a"}
+        there["metadata"]["annotations"] = {"note": "b"}
+        there["spec"] |= {"clusterIP": "10.0.0.1", "sessionAffinity": "None"}
+        there["spec"]["ports"] = [{"name": "metrics", "port": 9000}, {**there["spec"]["ports"][0], "nodePort": 30001}]
+        assert self.stands(there)
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            {"selector": {labels.SERVING: "other"}},
+            {"selector": {labels.SERVING: KEY.name, labels.IN_SERVICE: labels.TRUE, "track": "canary"}},
+            {"ports": [{"name": "http", "port": 8000, "targetPort": 9000, "protocol": "TCP"}]},
+            {"ports": []},
+        ],
+    )
+    def test_what_was_changed_is_seen(self, spec: dict[str, Any]) -> None:
+        there = self.service()
+        there["spec"] = {**there["spec"], **spec}
+        assert not self.stands(there)
+
+    def test_a_lost_owner_or_label_is_seen(self) -> None:
+        there = self.service()
+        there["metadata"]["ownerReferences"] = []
+        assert not self.stands(there)
+        there = self.service()
+        there["metadata"]["labels"] = {**there["metadata"]["labels"], labels.POOL: "other"}
+        assert not self.stands(there)
+
+    def test_one_that_is_not_there_does_not_stand(self) -> None:
+        assert not stands(None, manifests.service(valid(model_serving())))
 
 
 class TestPhase:

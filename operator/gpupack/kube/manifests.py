@@ -162,6 +162,7 @@ def _container(start: StartReplica, serving: Serving, template: EngineTemplate) 
     health = {"httpGet": {"path": "/health", "port": HTTP}, "periodSeconds": PROBE_SECONDS}
     container = {
         "name": CONTAINER,
+            "maxUnavailable": None,  # a budget has one bound: takes back one that somebody wrote instead
         "image": template.image,
         "command": ["vllm", "serve"],
         "args": arguments(start, serving, template),

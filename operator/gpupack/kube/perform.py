@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 WRITES_AT_ONCE = 8
 NOTE_LIMIT = 1024
+INVALID = 422
 """Bytes of an event's note that the API takes."""
 
 
@@ -184,10 +185,10 @@ class Performer:
                 await api.delete(f"{_collection('ResourceClaim', action.namespace)}/{action.name}", uid=action.uid)
             case ApplyService():
                 if (serving := servings.get(action.serving)) is not None:
-                    await _apply(api, manifests.service(serving))
+                    await _apply_shared(api, manifests.service(serving))
             case ApplyBudget():
                 if (serving := servings.get(action.serving)) is not None:
-                    await _apply(api, manifests.budget(serving, action.min_available))
+                    await _apply_shared(api, manifests.budget(serving, action.min_available))
             case StartReplica():
                 await self._start(scene, action, servings)
             case LeaveService():
@@ -290,3 +291,17 @@ def _custom(namespace: str, plural: str) -> str:
 async def _apply(api: Api, body: dict[str, Any]) -> None:
     metadata = body["metadata"]
     await api.apply(f"{_collection(body['kind'], metadata['namespace'])}/{metadata['name']}", body)
+    await api.apply(_path(body), body)
+
+
+async def _apply_shared(api: Api, body: dict[str, Any]) -> None:
+    """A Service or budget. What somebody wrote into it can make ours invalid beside it; then ours takes its place."""
+    try:
+        await _apply(api, body)
+    except ApiError as refused:
+        if refused.status != INVALID:
+            raise
+        await api.merge(_path(body), {"spec": body["spec"]})
+
+
+def _path(body: Mapping[str, Any]) -> str:
