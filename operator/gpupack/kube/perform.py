@@ -43,8 +43,8 @@ from gpupack.units import Seconds
 log = logging.getLogger(__name__)
 
 WRITES_AT_ONCE = 8
-NOTE_LIMIT = 1024
 INVALID = 422
+NOTE_LIMIT = 1024
 """Bytes of an event's note that the API takes."""
 
 
@@ -289,8 +289,6 @@ def _custom(namespace: str, plural: str) -> str:
 
 
 async def _apply(api: Api, body: dict[str, Any]) -> None:
-    metadata = body["metadata"]
-    await api.apply(f"{_collection(body['kind'], metadata['namespace'])}/{metadata['name']}", body)
     await api.apply(_path(body), body)
 
 
@@ -305,3 +303,5 @@ async def _apply_shared(api: Api, body: dict[str, Any]) -> None:
 
 
 def _path(body: Mapping[str, Any]) -> str:
+    metadata = body["metadata"]
+    return f"{_collection(body['kind'], metadata['namespace'])}/{metadata['name']}"
