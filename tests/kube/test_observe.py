@@ -199,6 +199,28 @@ async def test_replicas_claims_and_shared_children_are_seen(server: TinyApi) -> 
     assert [(each.has_service, each.min_available) for each in seen.services] == [(True, 2)]
 
 
+async def test_products_that_the_catalog_does_not_have_are_named_unless_the_pool_names_others(server: TinyApi) -> None:
+    stranger = device("gpu-1", "GPU-6f3b1a52-0000-4000-8000-000000000003", product="Tesla V100")
+    server.put(SLICES, resource_slice(device("gpu-0", GPU), stranger, node="node-a"))
+    assert (await scene(server)).unknown_products == ("Tesla V100",)
+    server.put(POOLS, objects.gpu_pool(gpuUuids=[GPU]))
+    assert (await scene(server)).unknown_products == ()
+    server.put(POOLS, objects.gpu_pool(gpuProducts=[H100.name]))
+    assert (await scene(server)).unknown_products == ()
+
+
+async def test_shared_children_that_somebody_edited_count_as_absent(server: TinyApi) -> None:
+    resource = objects.read(objects.model_serving())
+    assert isinstance(resource.serving, Serving)
+    service, budget = manifests.service(resource.serving), manifests.budget(resource.serving, 2)
+    service["spec"] |= {"selector": {"app": "mine"}}
+    budget["spec"] |= {"unhealthyPodEvictionPolicy": "IfHealthyBudget"}
+    server.put(SERVICES, service)
+    server.put(BUDGETS, budget)
+    seen = await scene(server)
+    assert [(each.has_service, each.min_available) for each in seen.services] == [(False, None)]
+
+
 async def test_a_replica_of_another_pool_holds_its_gpu_and_its_cores(server: TinyApi) -> None:
     server.put(SERVINGS, objects.model_serving(poolName="other", engine={"cpu": 3}))
     server.put(PODS, replica("other"))

@@ -12,6 +12,7 @@ from gpupack.kube.node_resource import (
     ForeignClaim,
     ForeignPod,
     SliceSeen,
+    UnknownDevice,
     devices_of,
     foreign_claim_of,
     foreign_pod_of,
@@ -19,7 +20,7 @@ from gpupack.kube.node_resource import (
     node_of,
     nodes_of,
     slice_of,
-    unknown_products,
+    unknown_devices_of,
 )
 
 from .objects import GPU, H100, OTHER_GPU, gpu_by_product
@@ -71,7 +72,9 @@ def test_only_the_newest_generation_of_a_pool_counts() -> None:
 def test_a_product_that_the_catalog_does_not_have_is_left_out_and_named() -> None:
     slices = seen(resource_slice(device("gpu-0", GPU), device("gpu-1", OTHER_GPU, product="Tesla V100")))
     assert [each.gpu.uuid for each in devices_of(slices, gpu_by_product)] == [GPU]
-    assert unknown_products(slices, gpu_by_product) == ("Tesla V100",)
+    assert unknown_devices_of(slices, gpu_by_product) == (
+        UnknownDevice(product="Tesla V100", uuid=OTHER_GPU, node="node-a"),
+    )
 
 
 def test_a_node_says_its_cores_and_those_of_others() -> None:

@@ -137,7 +137,7 @@ NAMES = {
     "address", "aliases", "content_hash", "device_name", "engine_version", "field", "gpu_kind", "gpu_uuid",
     "identity", "inputs", "kind", "look_again", "model", "name", "namespace", "neighbours", "node", "origin",
     "owners", "phase", "pod", "pool", "pool_uid", "product_names", "provenance", "replica", "selector", "served",
-    "stale", "subject", "template_hash", "uid", "uuid", "version",
+    "stale", "subject", "template_hash", "uid", "unknown_products", "uuid", "version",
 }  # fmt: skip
 """Names that the cluster, the catalog or gpupack gave, and digests: a template's hash stands for its environment."""
 OUR_WORDS = {

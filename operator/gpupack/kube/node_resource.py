@@ -19,6 +19,7 @@ from gpupack.units import Bytes, parse_bytes
 GpuByProduct = Callable[[str, Bytes | None], GpuKind | None]
 """A GPU kind by the driver's product name and, where it is published, the device's memory; None if it is unknown."""
 
+NAMELESS = "a GPU without productName"
 BLOCKING_TAINTS = ("NoSchedule", "NoExecute")
 
 
@@ -50,6 +51,15 @@ class PlacedDevice:
     gpu: Gpu
     pool: str
     taint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownDevice:
+    """A GPU whose product the catalog does not have."""
+
+    product: str
+    uuid: str
+    node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +153,7 @@ def foreign_claim_of(claim: Mapping[str, Any]) -> ForeignClaim | None:
 
 
 def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[PlacedDevice, ...]:
-    """GPUs of the catalog by node and name. Products that it does not have are left out (`unknown_products`)."""
+    """GPUs of the catalog by node and name. Products that it does not have are left out (`unknown_devices_of`)."""
     placed = []
     for each in _newest(slices):
         for device in each.devices:
@@ -153,10 +163,14 @@ def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tup
     return tuple(sorted(placed, key=lambda device: (device.gpu.node, device.gpu.device_name)))
 
 
-def unknown_products(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[str, ...]:
-    """Product names that stand in the cluster and not in the catalog."""
-    devices = (device for each in _newest(slices) for device in each.devices)
-    return tuple(sorted({each.product for each in devices if gpu_by_product(each.product, each.memory) is None}))
+def unknown_devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[UnknownDevice, ...]:
+    """GPUs that stand in the cluster and whose product is not in the catalog, in the order of the slices."""
+    return tuple(
+        UnknownDevice(product=device.product or NAMELESS, uuid=device.uuid, node=each.node)
+        for each in _newest(slices)
+        for device in each.devices
+        if gpu_by_product(device.product, device.memory) is None
+    )
 
 
 def holders_of(

@@ -34,7 +34,15 @@ from gpupack.kube.api import Api
 from gpupack.kube.child_resource import Child
 from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
 from gpupack.kube.mirror import Mirror
-from gpupack.kube.node_resource import ForeignClaim, ForeignPod, GpuByProduct, NodeRecord, PlacedDevice, SliceSeen
+from gpupack.kube.node_resource import (
+    ForeignClaim,
+    ForeignPod,
+    GpuByProduct,
+    NodeRecord,
+    PlacedDevice,
+    SliceSeen,
+    UnknownDevice,
+)
 from gpupack.kube.pool_resource import PoolResource, pool_resource
 from gpupack.kube.profile_resource import GpuByName
 from gpupack.kube.serving_resource import LlmOf, ServingResource, serving_of, serving_resource
@@ -251,6 +259,9 @@ class Mirrors:
             raise found
         return found
 
+    def unknown_devices(self) -> tuple[UnknownDevice, ...]:
+        return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -294,6 +305,7 @@ class Scene:
             engines=engines,
             services=self.services,
             stale=self.stale,
+    unknown_products: tuple[str, ...] = ()
             pool_problem=self.problem,
             running=self.running,
             appraisals=self.appraisals,
@@ -320,6 +332,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     return Scene(
         pool=pool,
         problem=_overlap(pool, mirrors.pools.all(), mine, node_records),
+            unknown_products=self.unknown_products,
         resources=resources,
         servings=servings,
         refused=tuple(each for each in found if isinstance(each, Refused)),
@@ -356,9 +369,22 @@ def _overlap(
 def _holders(
     mine: tuple[PlacedDevice, ...],
     claims: Iterable[ForeignClaim],
+        unknown_products=_unknown_products(pool, mirrors.unknown_devices(), node_records),
     pods: Iterable[ForeignPod],
     neighbours: Iterable[ReplicaSeen],
 ) -> tuple[Holder, ...]:
+def _unknown_products(
+    pool: PoolResource, devices: Iterable[UnknownDevice], nodes: Mapping[str, NodeRecord]
+) -> tuple[str, ...]:
+    return tuple(
+        sorted({
+            each.product
+            for each in devices
+            if (node := nodes.get(each.node)) is not None and pool.would_select(each.uuid, node.labels)
+        })
+    )  # fmt: skip
+
+
     """Others, and replicas that another pool has left on a GPU that is this pool's now."""
     uuids = {device.gpu.uuid for device in mine}
     left = [

@@ -66,11 +66,16 @@ class PoolResource:
 
     def selects(self, gpu: Gpu, node_labels: Mapping[str, str]) -> bool:
         """Whether this pool may use the GPU. `maxGpus` is not looked at: which of the GPUs is a decision."""
-        return (
-            all(node_labels.get(key) == value for key, value in self.node_selector)
-            and (not self.gpu_products or gpu.kind.name in self.gpu_products)
-            and (not self.gpu_uuids or gpu.uuid in self.gpu_uuids)
-        )
+        known = not self.gpu_products or gpu.kind.name in self.gpu_products
+        return known and self._reaches(gpu.uuid, node_labels)
+
+    def would_select(self, uuid: str, node_labels: Mapping[str, str]) -> bool:
+        """Whether it is only for the catalog that this pool does not use a GPU: it names no products."""
+        return not self.gpu_products and self._reaches(uuid, node_labels)
+
+    def _reaches(self, uuid: str, node_labels: Mapping[str, str]) -> bool:
+        on_node = all(node_labels.get(key) == value for key, value in self.node_selector)
+        return on_node and (not self.gpu_uuids or uuid in self.gpu_uuids)
 
 
 def pool_resource(obj: Mapping[str, Any]) -> PoolResource:
