@@ -236,6 +236,9 @@ class Mirrors:
     def devices(self) -> tuple[PlacedDevice, ...]:
         return node_resource.devices_of(self.slices.all(), self._lookups.gpu_by_product)
 
+    def unknown_devices(self) -> tuple[UnknownDevice, ...]:
+        return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
+
     def running(
         self,
         resources: Mapping[ServingKey, ServingResource],
@@ -259,9 +262,6 @@ class Mirrors:
             raise found
         return found
 
-    def unknown_devices(self) -> tuple[UnknownDevice, ...]:
-        return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -282,6 +282,7 @@ class Scene:
     stale: tuple[str, ...]
     running: tuple[RunningEngine, ...] = ()
     appraisals: tuple[Appraisal, ...] = ()
+    unknown_products: tuple[str, ...] = ()
 
     def observation(
         self, at: Seconds, engines: tuple[EngineSeen, ...], readings_of: Callable[[Gpu], Readings]
@@ -305,10 +306,10 @@ class Scene:
             engines=engines,
             services=self.services,
             stale=self.stale,
-    unknown_products: tuple[str, ...] = ()
             pool_problem=self.problem,
             running=self.running,
             appraisals=self.appraisals,
+            unknown_products=self.unknown_products,
         )
 
 
@@ -332,7 +333,6 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     return Scene(
         pool=pool,
         problem=_overlap(pool, mirrors.pools.all(), mine, node_records),
-            unknown_products=self.unknown_products,
         resources=resources,
         servings=servings,
         refused=tuple(each for each in found if isinstance(each, Refused)),
@@ -346,7 +346,20 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         stale=mirrors.stale(),
         running=mirrors.running(resources, pods, foreign_claims, devices, node_records),
         appraisals=tuple(each.appraisal for each in resources.values() if each.appraisal is not None),
+        unknown_products=_unknown_products(pool, mirrors.unknown_devices(), node_records),
     )
+
+
+def _unknown_products(
+    pool: PoolResource, devices: Iterable[UnknownDevice], nodes: Mapping[str, NodeRecord]
+) -> tuple[str, ...]:
+    return tuple(
+        sorted({
+            each.product
+            for each in devices
+            if (node := nodes.get(each.node)) is not None and pool.would_select(each.uuid, node.labels)
+        })
+    )  # fmt: skip
 
 
 def _selects(pool: PoolResource, device: PlacedDevice, nodes: Mapping[str, NodeRecord]) -> bool:
@@ -369,22 +382,9 @@ def _overlap(
 def _holders(
     mine: tuple[PlacedDevice, ...],
     claims: Iterable[ForeignClaim],
-        unknown_products=_unknown_products(pool, mirrors.unknown_devices(), node_records),
     pods: Iterable[ForeignPod],
     neighbours: Iterable[ReplicaSeen],
 ) -> tuple[Holder, ...]:
-def _unknown_products(
-    pool: PoolResource, devices: Iterable[UnknownDevice], nodes: Mapping[str, NodeRecord]
-) -> tuple[str, ...]:
-    return tuple(
-        sorted({
-            each.product
-            for each in devices
-            if (node := nodes.get(each.node)) is not None and pool.would_select(each.uuid, node.labels)
-        })
-    )  # fmt: skip
-
-
     """Others, and replicas that another pool has left on a GPU that is this pool's now."""
     uuids = {device.gpu.uuid for device in mine}
     left = [
