@@ -158,6 +158,15 @@ class LeaveService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MarkReplica:
+    """Write the labels and notes of a replica again, because somebody changed them."""
+
+    placement: Placement
+    uid: str
+    utilization_hundredths: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopReplica:
     serving: ServingKey
     name: str
@@ -174,7 +183,17 @@ class Tell:
     message: str
 
 
-Action = ApplyClaim | DeleteClaim | ApplyService | ApplyBudget | StartReplica | LeaveService | StopReplica | Tell
+Action = (
+    ApplyClaim
+    | DeleteClaim
+    | ApplyService
+    | ApplyBudget
+    | StartReplica
+    | MarkReplica
+    | LeaveService
+    | StopReplica
+    | Tell
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from gpupack.plan import (
     ApplyService,
     DeleteClaim,
     LeaveService,
+    MarkReplica,
     StartReplica,
     StopReplica,
 )
@@ -43,6 +44,7 @@ def steps(board: Board) -> tuple[Action, ...]:
     """What brings the cluster nearer to the plan: at most one stop and one start on every GPU."""
     todo = _Todo()
     _children(board, todo)
+    _marks(board, todo)
     places = sorted({*board.on, *board.facts.replicas_on})
     kept = _kept(board)
     for uuid in places:
@@ -70,6 +72,19 @@ def _children(board: Board, todo: _Todo) -> None:
         least = max(0, planned - 1)
         if there != least and (planned or there is not None):
             todo.children.append(ApplyBudget(serving=key, min_available=least))
+
+
+def _marks(board: Board, todo: _Todo) -> None:
+    """Labels that somebody changed are put back, so that the Service and the budget count their pods again."""
+    for placement in board.placements:
+        pod = board.pod(placement)
+        if pod is None or pod.marked or pod.name != placement.name or pod.deletion_at is not None:
+            continue
+        if placement.gpu_uuid not in board.facts.gpus or not is_active(board, placement.serving):
+            continue
+        total = board.memory_of(placement, placement.gpu_uuid)
+        hundredths = utilization_hundredths(total, board.kind(placement.gpu_uuid))
+        todo.children.append(MarkReplica(placement=placement, uid=pod.uid, utilization_hundredths=hundredths))
 
 
 def _kept(board: Board) -> set[str]:

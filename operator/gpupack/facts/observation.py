@@ -66,7 +66,8 @@ def quoted(words: str) -> str:
 class ReplicaSeen:
     """A pod that carries our labels; they hold everything needed to plan it again after a lost status.
 
-    `content_hash` is the label of that name; `deletion_at` is None while nobody asked for its end.
+    `content_hash` is the label of that name; `deletion_at` is None while nobody asked for its end. `marked` is False
+    where somebody changed those labels: then what stands here is what the plan says of a pod of that name.
     `utilization_hundredths` is the `--gpu-memory-utilization` it was started with: what it may hold at most, known even
     when its serving is gone.
     """
@@ -90,6 +91,7 @@ class ReplicaSeen:
     message: str = ""
     predicted: PredictedEffect | None = None
     utilization_hundredths: int | None = None
+    marked: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

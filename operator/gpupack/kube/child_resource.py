@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gpupack.facts.engine_args import PORT
 from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, quoted
-from gpupack.facts.placement import PredictedEffect
+from gpupack.facts.placement import Placement, PredictedEffect
 from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.kube import labels
 from gpupack.kube.shape_resource import shape_of
@@ -32,32 +33,65 @@ MESSAGE_LIMIT = 400
 
 def replica_of(pod: Mapping[str, Any]) -> ReplicaSeen | None:
     """A pod of ours as a replica; None for any other. Raises KeyError or ValueError if its marks were changed."""
-    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    metadata = pod["metadata"]
     marks, notes = metadata.get("labels", {}), metadata.get("annotations", {})
     if labels.SERVING not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
         return None
-    address = status.get("podIP")
-    containers = status.get("containerStatuses", ())
-    return ReplicaSeen(
-        name=metadata["name"],
-        uid=metadata["uid"],
+    placement = Placement(
         serving=ServingKey(namespace=metadata["namespace"], name=marks[labels.SERVING]),
         gpu_uuid=marks[labels.GPU],
         slot=int(marks[labels.SLOT]),
         sharing=Sharing(notes[labels.SHARING]),
         shape=shape_of(json.loads(notes[labels.SHAPE])),
         template_hash=marks[labels.TEMPLATE],
+        planned_at=seconds_of(metadata["creationTimestamp"]),
+    )
+    found = _replica(pod, placement)
+    return replace(
+        found,
         content_hash=marks[labels.SHAPE],
+        in_service=marks.get(labels.IN_SERVICE) == labels.TRUE,
+        predicted=_predicted(notes.get(labels.PREDICTED)),
+        utilization_hundredths=int(notes[labels.UTILIZATION]),
+        marked=marks[labels.SHAPE] == placement.content_hash and found.name == placement.name,
+    )
+
+
+def as_planned(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
+    """A pod whose marks were changed as the replica that the plan says it is."""
+    return replace(_replica(pod, placement), marked=False)
+
+
+def is_child(pod: Mapping[str, Any]) -> bool:
+    """Whether a ModelServing controls it, whatever its labels say."""
+    return any(
+        owner.get("controller", False) and owner["kind"] == "ModelServing" and owner["apiVersion"] == labels.API_VERSION
+        for owner in pod["metadata"].get("ownerReferences", ())
+    )
+
+
+def _replica(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
+    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    address = status.get("podIP")
+    containers = status.get("containerStatuses", ())
+    return ReplicaSeen(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        serving=placement.serving,
+        gpu_uuid=placement.gpu_uuid,
+        slot=placement.slot,
+        sharing=placement.sharing,
+        shape=placement.shape,
+        template_hash=placement.template_hash,
+        content_hash=placement.content_hash,
         phase=_phase(metadata, spec, status),
         created_at=seconds_of(metadata["creationTimestamp"]),
         ready_at=_ready_at(status),
         deletion_at=_asked_to_stop_at(metadata),
-        in_service=marks.get(labels.IN_SERVICE) == labels.TRUE,
+        in_service=True,
         address=None if address is None else f"{address}:{PORT}",
         restarts=max((each.get("restartCount", 0) for each in containers), default=0),
         message=_message(status),
-        predicted=_predicted(notes.get(labels.PREDICTED)),
-        utilization_hundredths=int(notes[labels.UTILIZATION]),
     )
 
 

@@ -18,7 +18,7 @@ from gpupack.kube import labels
 from gpupack.kube.child_resource import predicted_to_dict
 from gpupack.kube.serving_resource import EngineTemplate, SecretRef
 from gpupack.kube.shape_resource import shape_to_dict
-from gpupack.plan import ApplyClaim, StartReplica
+from gpupack.plan import ApplyClaim, MarkReplica, StartReplica
 from gpupack.units import Seconds
 
 PRE_STOP_SECONDS = 5
@@ -90,6 +90,17 @@ def out_of_service(uid: str) -> dict[str, Any]:
     return {"metadata": {"uid": uid, "labels": {labels.IN_SERVICE: labels.FALSE}}}
 
 
+def marks(mark: MarkReplica, serving: Serving) -> dict[str, Any]:
+    """A merge patch that writes a pod's labels and notes again; `uid` makes it fail for another pod of that name."""
+    placement = mark.placement
+    notes = {
+        labels.SHAPE: _json(shape_to_dict(placement.shape)),
+        labels.SHARING: placement.sharing.value,
+        labels.UTILIZATION: str(mark.utilization_hundredths),
+    }
+    return {"metadata": {"uid": mark.uid, "labels": _pod_labels(placement, serving), "annotations": notes}}
+
+
 def claim_name(gpu_uuid: str, sharing: Sharing) -> str:
     """One claim per namespace, GPU and sharing: a claim cannot change, so another sharing is another claim."""
     return f"gpupack-{gpu_hash(gpu_uuid)}-{sharing.value.lower()}"
@@ -151,6 +162,7 @@ def budget(serving: Serving, min_available: int) -> dict[str, Any]:
         "metadata": _shared_metadata(serving),
         "spec": {
             "minAvailable": min_available,
+            "maxUnavailable": None,  # a budget has one bound: takes back one that somebody wrote instead
             "selector": {"matchLabels": {labels.SERVING: serving.key.name}},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
@@ -162,7 +174,6 @@ def _container(start: StartReplica, serving: Serving, template: EngineTemplate) 
     health = {"httpGet": {"path": "/health", "port": HTTP}, "periodSeconds": PROBE_SECONDS}
     container = {
         "name": CONTAINER,
-            "maxUnavailable": None,  # a budget has one bound: takes back one that somebody wrote instead
         "image": template.image,
         "command": ["vllm", "serve"],
         "args": arguments(start, serving, template),

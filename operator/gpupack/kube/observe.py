@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,7 +92,7 @@ class PodAddress:
 class PodRecord:
     """A pod that has a node, or is ours. `pool` is that of our own; `foreign` is what others' pods hold.
 
-    `engine`: it is not ours and runs vLLM.
+    `engine`: it is not ours and runs vLLM. `edited`: a whole pod of ours whose marks somebody changed.
     """
 
     replica: ReplicaSeen | None
@@ -100,6 +100,7 @@ class PodRecord:
     foreign: ForeignPod | None
     address: PodAddress | None
     engine: EnginePod | None = None
+    edited: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,10 @@ def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
     except (KeyError, ValueError):
         # One of ours whose marks were changed cannot be planned with, but it does hold memory somewhere on its node.
         return _unreadable(pod)
+    if child_resource.is_child(pod) and (replica is None or not replica.marked):
+        return PodRecord(
+            replica=replica, pool=pool, foreign=node_resource.foreign_pod_of(pod), address=None, edited=pod
+        )
     foreign = node_resource.foreign_pod_of(pod)
     engine = None if replica else engine_pod_of(pod)
     if replica is None and foreign is None and engine is None:
@@ -136,17 +141,35 @@ def _engine_or_stranger(pod: PodRecord, watches: Mapping[ServingKey, Watch]) -> 
 
 def _is_worth_a_tick(pod: PodRecord) -> bool:
     """Ours, and those that hold a GPU; the many others are looked at by the next tick anyway."""
-    return pod.replica is not None or (pod.foreign is not None and pod.foreign.extended is not None)
+    holds = pod.foreign is not None and pod.foreign.extended is not None
+    return pod.replica is not None or pod.edited is not None or holds
+
+
+def _as_planned(pool: PoolResource, pods: Sequence[PodRecord]) -> Sequence[PodRecord]:
+    """Pods whose marks somebody changed are what this pool's plan says of their names, which nobody can change."""
+    if pool.plan is None or not any(pod.edited for pod in pods):
+        return pods
+    planned = {(each.serving.namespace, each.name): each for each in pool.plan.placements}
+    found = []
+    for pod in pods:
+        metadata = None if pod.edited is None else pod.edited["metadata"]
+        placement = None if metadata is None else planned.get((metadata["namespace"], metadata["name"]))
+        if pod.edited is None or placement is None:
+            found.append(pod)
+        else:
+            replica = child_resource.as_planned(pod.edited, placement)
+            found.append(PodRecord(replica=replica, pool=pool.name, foreign=None, address=None))
+    return found
 
 
 def _unreadable(pod: Mapping[str, Any]) -> PodRecord | None:
     metadata, node = pod["metadata"], pod["spec"].get("nodeName")
     if node is None:
-        return None
+        return PodRecord(replica=None, pool=None, foreign=None, address=None, edited=pod)
     holder = ForeignPod(
         namespace=metadata["namespace"], name=metadata["name"], node=node, cpu_cores=0.0, extended="its marks changed"
     )
-    return PodRecord(replica=None, pool=None, foreign=holder, address=None)
+    return PodRecord(replica=None, pool=None, foreign=holder, address=None, edited=pod)
 
 
 def _address(pod: Mapping[str, Any]) -> PodAddress | None:
@@ -322,7 +345,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     node_records = {node.name: node for node in mirrors.nodes.all()}
     mine = tuple(device for device in devices if _selects(pool, device, node_records))
     gpus = tuple(device.gpu for device in mine)
-    pods, claims = mirrors.pods.all(), mirrors.claims.all()
+    pods, claims = _as_planned(pool, mirrors.pods.all()), mirrors.claims.all()
     foreign_pods = [pod.foreign for pod in pods if pod.foreign is not None]
     foreign_claims = [claim.foreign for claim in claims if claim.foreign is not None]
     neighbours = [pod.replica for pod in pods if pod.replica is not None and pod.pool != name]

@@ -31,6 +31,7 @@ from gpupack.plan import (
     ConditionType,
     DeleteClaim,
     LeaveService,
+    MarkReplica,
     Outcome,
     ServingStatus,
     StartReplica,
@@ -191,6 +192,10 @@ class Performer:
                     await _apply_shared(api, manifests.budget(serving, action.min_available))
             case StartReplica():
                 await self._start(scene, action, servings)
+            case MarkReplica():
+                path = f"{_collection('Pod', action.placement.serving.namespace)}/{action.placement.name}"
+                if (serving := servings.get(action.placement.serving)) is not None:
+                    await api.merge(path, manifests.marks(action, serving))
             case LeaveService():
                 path = f"{_collection('Pod', action.serving.namespace)}/{action.name}"
                 try:
@@ -262,7 +267,7 @@ def subject_of(action: Action) -> str:
             return f"{action.namespace}/{manifests.claim_name(action.gpu_uuid, action.sharing)}"
         case DeleteClaim():
             return f"{action.namespace}/{action.name}"
-        case StartReplica():
+        case StartReplica() | MarkReplica():
             return f"{action.placement.serving.namespace}/{action.placement.name}"
         case LeaveService() | StopReplica():
             return f"{action.serving.namespace}/{action.name}"
