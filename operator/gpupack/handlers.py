@@ -52,6 +52,8 @@ READ_BACK_SECONDS = 5.0
 LAST_TICK_SECONDS = 5.0
 """A tick that is under way when the process is asked to end gets this long."""
 ORPHAN_SECONDS = 2.0
+ORPHAN_AGAIN_SECONDS = 20.0
+"""What could not be said is said again after so long, also if nothing changes."""
 LEAST_GAP_SECONDS = Policy().least_gap
 AFTER_FAILURE_SECONDS = Policy().tick
 TRACE_VARIABLE = "GPUPACK_TRACE"
@@ -292,10 +294,12 @@ class Operator:
             now = Seconds(round(time.time(), 3))
             for resource in self.mirrors.servings.all():
                 if self.mirrors.pools.get("", resource.pool) is None and not resource.deleting:
-                    with contextlib.suppress(Unavailable):  # it is said again after the next change
+                    with contextlib.suppress(Unavailable):
                         await commit_orphan(self._api, resource, now)
             await asyncio.sleep(ORPHAN_SECONDS)  # a pool that is applied together with its servings comes meanwhile
-            await self._stirred.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ORPHAN_AGAIN_SECONDS):
+                    await self._stirred.wait()
 
     def attend(self, name: str) -> None:
         """Starts the task of a pool that has none, and wakes it."""
@@ -502,6 +506,8 @@ async def operate(
         await kopf.operator(
             registry=operator.registry(),
             settings=kopf.OperatorSettings(),
+            # Else Kopf asks for the user's name, which a container need not know. It keeps the type to itself.
+            identity=labels.MANAGED_BY,  # type: ignore[arg-type]
             clusterwide=True,
             standalone=True,
             stop_flag=stop,

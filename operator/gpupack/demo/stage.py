@@ -87,12 +87,20 @@ class Stage:
 
     # The operator
 
-    def start_operator(self) -> None:
-        self._start(
-            OPERATOR, "operator", "--kubeconfig", str(self.cluster.kubeconfig_for(ACCOUNT)), "--pod-proxy",
-            self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self._metrics_port), "--health-port",
-            str(self._health_port),
-        )  # fmt: skip
+    def start_operator(self, kubeconfig: Path | None = None, program: Sequence[str] | None = None) -> None:
+        """With the shipped account's kubeconfig, or with another that leads to the same API by another way.
+
+        `program` is `gpupack` as it runs elsewhere (in its image); it finds the API server by itself.
+        """
+        if program is None:
+            way = str(kubeconfig or self.cluster.kubeconfig_for(ACCOUNT))
+            command = [sys.executable, "-m", "gpupack", "operator", "--kubeconfig", way]
+        else:
+            command = [*program, "operator"]
+        self._keeper.start(OPERATOR, [
+            *command, "--pod-proxy", self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self._metrics_port),
+            "--health-port", str(self._health_port),
+        ])  # fmt: skip
 
     def stop_operator(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
         return self._keeper.stop(OPERATOR, with_signal)
