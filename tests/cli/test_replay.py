@@ -13,6 +13,7 @@ from gpupack.decide.reconcile import reconcile
 from gpupack.facts.placement import Plan
 from gpupack.facts.policy import Policy
 from gpupack.plan import Outcome
+from gpupack.soak.history import draw, to_lines
 from gpupack.trace.lines import Header, header_line, tick_line
 from gpupack.units import Seconds
 
@@ -113,3 +114,11 @@ def test_what_cannot_be_replayed_is_exit_status_2_and_one_sentence(
         told = capsys.readouterr().err
         assert said in told
         assert told.count("\n") == 1
+
+
+def test_a_history_of_soak_is_played_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history"
+    path.write_text(to_lines(draw(1)))
+    status, told = replayed(capsys, str(path))
+    assert status == 0
+    assert "No rule is broken" in told

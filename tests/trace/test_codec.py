@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +22,7 @@ from gpupack.units import Seconds
 
 from ..scenarios.test_scenarios import STORIES, story_of
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -31,7 +31,16 @@ def estimates(draw: st.DrawFn) -> Estimate:
     return Estimate(value=value, low=low, high=high, source=draw(st.sampled_from(Source)))
 
 
+def short(kind: Any) -> st.SearchStrategy[tuple[Any, ...]]:
+    """Tuples of at most two: what is seen is deep, and a long one adds nothing but time."""
+    parts = get_args(kind)
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        return st.lists(st.from_type(parts[0]), max_size=2).map(tuple)
+    return st.tuples(*(st.from_type(part) for part in parts))
+
+
 st.register_type_strategy(Estimate, estimates())
+st.register_type_strategy(tuple, short)
 
 
 def came_back(value: Any, text: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gpupack.decide.reconcile import reconcile
 from gpupack.errors import Invalid
@@ -97,3 +98,27 @@ def test_a_file_that_is_not_there_or_no_whole_gzip_is_refused(tmp_path: Path) ->
     for path in (tmp_path / "nowhere", tmp_path, packed):
         with pytest.raises(Invalid, match="cannot be read"):
             list(read(path))
+
+
+def test_a_tick_of_a_hundred_gpus_and_four_hundred_engines_is_below_two_megabytes() -> None:
+    """Every reading has all its digits, as measured ones have."""
+    story = {
+        "title": "A large pool.",
+        "gpus": {f"gpu-{number:02d}": {} for number in range(100)},
+        "servings": {f"chat-{number:02d}": {"batch": 64} for number in range(25)},
+        "replicas": [
+            {
+                "serving": f"chat-{number // 4:02d}",
+                "gpu": f"gpu-{number:02d}",
+                "count": 4,
+                "arrivals": 10.0 + number / 7.0,
+            }
+            for number in range(100)
+        ],
+        "expect": {},
+    }
+    seen = story_of(yaml.safe_dump(story)).observation
+    assert (len(seen.gpus), len(seen.engines)) == (100, 400)
+    line = tick_line(seen, reconcile(seen))
+    assert 1_000_000 < len(line) < 2_000_000
+    assert len(gzip.compress(line.encode())) < len(line) / 5

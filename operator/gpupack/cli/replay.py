@@ -1,6 +1,7 @@
 """`gpupack replay`: where today's code would decide otherwise than a trace says it was decided, and whether it matters.
 
-Exit status 0: the same but for words and digits; 1: something that matters; 2: a file that cannot be read.
+Exit status 0: the same but for words and digits; 1: something that matters; 2: a file that cannot be read. A history of
+`gpupack soak` is played again instead: 1 if a rule breaks.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from gpupack.facts.serving import ServingKey
 from gpupack.plan import Action, Condition, Outcome, StartReplica, Unit, Verdict
 from gpupack.replay import Difference, Replayed, Weight, replay
 from gpupack.trace.codec import to_json
-from gpupack.trace.lines import Ticked, read
+from gpupack.trace.lines import Ticked, first_object, read
 
 SAME, DIFFERS = 0, 1
+SOAK = "gpupack soak"
 WIDEST = 80
 _UUID = re.compile(r"(GPU-[0-9a-f]{8})[-0-9a-f]+")
 TOLD = 2
@@ -45,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises Invalid for a file that is no trace."""
+    """Raises Invalid for a file that is neither a trace nor a history of `gpupack soak`."""
+    if str(first_object(args.file).get("format")).startswith(SOAK):
+        return _history(args.file)
     ticks = read(args.file)
     if args.tick is not None:
         return _one(_pick(ticks, args.tick, args.file), args.tick, as_json=args.output == "json")
@@ -57,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(summary.to_text())
     return DIFFERS if summary.matters else SAME
+
+
+def _history(path: Path) -> int:
+    from gpupack.soak.run import replay as play_again  # with the operator's code, which a trace does not need
+
+    return play_again(path.read_text(), str(path))
 
 
 @dataclass(slots=True)
