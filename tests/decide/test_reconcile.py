@@ -192,8 +192,8 @@ def test_memory_that_nobody_explains_holds_a_gpu() -> None:
 
 
 def test_a_manual_count_goes_past_the_ceiling_and_says_so_but_never_past_memory() -> None:
-    world = World([gpu(0)], [serving("chat", batch=64, replicas=4)], {CHAT: 300.0}).run(200.0)
-    assert where(world) == {"0": 4}
+    world = World([gpu(0)], [serving("chat", batch=64, replicas=5)], {CHAT: 300.0}).run(200.0)
+    assert where(world) == {"0": 5}
     packed = condition(world, ConditionType.PACKED)
     assert (packed.truth, packed.reason) == (Truth.TRUE, "GoesPast")
     assert "BandwidthCeiling" in packed.message
@@ -204,8 +204,8 @@ def test_a_manual_count_goes_past_the_ceiling_and_says_so_but_never_past_memory(
 
 
 def test_a_manual_count_prefers_a_gpu_on_which_it_goes_past_nothing() -> None:
-    world = World([gpu(0), gpu(1)], [serving("chat", batch=64, replicas=4)], {CHAT: 300.0}).run(200.0)
-    assert sum(where(world).values()) == 4
+    world = World([gpu(0), gpu(1)], [serving("chat", batch=64, replicas=5)], {CHAT: 300.0}).run(200.0)
+    assert sum(where(world).values()) == 5
     assert set(where(world)) == {"0", "1"}
 
 
@@ -366,6 +366,17 @@ def test_gpus_of_unknown_products_are_named_by_the_pool_and_stop_nobody() -> Non
     assert world.run(60.0).ready == {"chat": 1}
 
 
+def test_readings_that_a_new_process_has_not_taken_yet_change_nothing_that_was_said() -> None:
+    world = packed_world().run(60.0)
+    said = world.plan
+    world.blind["engines"] = Cause.TOO_SHORT
+    began = reconcile(replace(world.observe(), watched_since=Seconds(world.at)))
+    assert (began.plan_changed, began.pool_status.plan) == (False, said)
+    long_ago = reconcile(replace(world.observe(), watched_since=Seconds(world.at - 600.0)))
+    assert long_ago.pool_status.plan is not None
+    assert [each.reason for each in long_ago.pool_status.plan.records] == ["DataMissing"]
+
+
 def test_a_deleted_serving_leaves_the_plan_and_holds_its_memory_until_its_pods_are_gone() -> None:
     one, two = serving("one", model="llama-2-13b", itl=0.2), serving("two", model="llama-2-13b", itl=0.2)
     world = World([gpu(0, kind="A100-40GB")], [one, two]).run(80.0)
@@ -377,7 +388,7 @@ def test_a_deleted_serving_leaves_the_plan_and_holds_its_memory_until_its_pods_a
 
 
 def test_forty_servings_on_twenty_gpus_are_up_in_the_time_of_two_starts() -> None:
-    servings = [serving(f"serving-{number:02d}", batch=128) for number in range(40)]
+    servings = [serving(f"serving-{number:02d}", batch=64) for number in range(40)]
     world = World([gpu(number) for number in range(20)], servings, cores=256.0).run(2 * READY_AFTER)
     assert sum(world.ready.values()) == 40
     assert world.plan is not None

@@ -7,8 +7,9 @@ count until they are gone. Knows who is where and what it holds, not what is goo
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
-from gpupack.decide.prospect import Kin, Mix, Prospects, mix_of
+from gpupack.decide.prospect import Kin, Mix, Prospects, mix_of, rounded
 from gpupack.facts.estimate import Estimate
 from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.gpu import GpuKind
@@ -27,13 +28,30 @@ def content_of(each: Member) -> Content:
     return each.serving, each.gpu_uuid, each.slot, each.template_hash, each.shape, each.sharing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """What one GPU is to every serving alike. `free` are bytes beside the reserve; below zero it holds too much.
+
+    `barred`: nobody may start there. `takes_one`: nobody can tell what others hold there. `load` is how far engines
+    that are kept full would saturate it, `saturated` that this is at its ceiling or cannot be told.
+    """
+
+    barred: bool
+    used: bool
+    takes_one: bool
+    saturated: bool
+    namespaces: frozenset[str]
+    free: Bytes
+    load: float
+
+
 class Board:
     """The plan of this tick while it is made, on the GPUs as they are.
 
     `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick; what is to
     be planned there next is booked, so that nobody else counts on its room in this tick. `rates` are the arrivals of
-    each serving a second; a serving without one is predicted at full batches. `saturations` are kept by `pack` for as
-    long as nothing on the GPU changes.
+    each serving a second; a serving without one is predicted at full batches. `saturations`, `states` and `by_load` are
+    kept by `pack` for as long as nothing on the GPU changes, `unexplained` memory for the whole tick.
     """
 
     def __init__(self, facts: Facts, plan: Plan, prospects: Prospects) -> None:
@@ -57,11 +75,21 @@ class Board:
             self.of[placement.serving].append(placement)
         self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
         self.saturations: dict[str, tuple[Estimate, Ratio]] = {}
+        self.states: dict[str, GpuState] = {}
+        self.by_load: tuple[str, ...] | None = None
+        self.unexplained: dict[str, float | None] = {}
+        self._places = {uuid: index for index, uuid in enumerate(facts.gpus)}
+        self._nodes: dict[str, list[str]] = defaultdict(list)
+        for uuid, gpu in facts.gpus.items():
+            self._nodes[gpu.gpu.node].append(uuid)
+        self._used: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._rates: dict[tuple[Kin, int], float | None] = {}
         self._kin: dict[int, tuple[Member, Kin]] = {}
+        self._pod_of: dict[int, tuple[Placement, ReplicaSeen | None]] = {}
         self._mixes: dict[str, Mix] = {}
         self._namespaces: dict[str, frozenset[str]] = {}
         self._held: dict[str, Bytes] = {}
-        self._cores: dict[str, float] | None = None
+        self._cores: dict[str, float] = {}
         self._leftovers: dict[str, tuple[ReplicaSeen, ...]] = {}
 
     @property
@@ -78,7 +106,11 @@ class Board:
         )  # fmt: skip
 
     def pod(self, placement: Placement) -> ReplicaSeen | None:
-        return self._pods.get(content_of(placement))
+        """Kept by identity, as kin are; the pods of a tick do not change."""
+        found = self._pod_of.get(id(placement))
+        if found is None:
+            found = self._pod_of[id(placement)] = (placement, self._pods.get(content_of(placement)))
+        return found[1]
 
     def is_ready(self, placement: Placement) -> bool:
         pod = self.pod(placement)
@@ -115,6 +147,37 @@ class Board:
 
     def is_used(self, uuid: str) -> bool:
         return bool(self.on[uuid]) or bool(self.leftovers(uuid))
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """GPUs with anything of ours on them, in the order of the facts."""
+        return self._by_use()[0]
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        return self._by_use()[1]
+
+    def _by_use(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if self._used is None:
+            used = {uuid for uuid in self.facts.gpus if self.is_used(uuid)}
+            self._used = (
+                tuple(uuid for uuid in self.facts.gpus if uuid in used),
+                tuple(uuid for uuid in self.facts.gpus if uuid not in used),
+            )
+        return self._used
+
+    def place(self, uuid: str) -> int:
+        """Where the GPU comes in the order of the facts."""
+        return self._places[uuid]
+
+    def rate_of_one(self, kin: Kin, more: int) -> float | None:
+        """Requests a second of one engine when the serving has so many engines more, arrivals dealt evenly."""
+        asked = kin, more
+        if asked not in self._rates:
+            rate = self.rates.get(kin.serving)
+            count = len(self.of[kin.serving]) + more
+            self._rates[asked] = None if rate is None else rounded(rate / max(1, count))
+        return self._rates[asked]
 
     def mix(self, uuid: str) -> Mix:
         found = self._mixes.get(uuid)
@@ -165,12 +228,11 @@ class Board:
 
     def cores_held(self, node: str) -> float:
         """Whole cores that gpupack's replicas request on this node."""
-        if self._cores is None:
-            self._cores = defaultdict(float)
-            for uuid, gpu in self.facts.gpus.items():
-                for each in self.members(uuid):
-                    self._cores[gpu.gpu.node] += self._cores_of(each.serving)
-        return self._cores.get(node, 0.0)
+        held = self._cores.get(node)
+        if held is None:
+            members = (each for uuid in self._nodes.get(node, ()) for each in self.members(uuid))
+            held = self._cores[node] = sum(self._cores_of(each.serving) for each in members)
+        return held
 
     def _cores_of(self, key: ServingKey) -> float:
         serving = self.facts.servings.get(key)
@@ -199,9 +261,13 @@ class Board:
 
     def _changed(self, uuid: str) -> None:
         self.touched.add(uuid)
-        self._cores = None
-        for kept in (self._mixes, self._held, self._leftovers, self._namespaces, self.saturations):
+        gpu = self.facts.gpus.get(uuid)
+        if gpu is not None:
+            self._cores.pop(gpu.gpu.node, None)
+        for kept in (self._mixes, self._held, self._leftovers, self._namespaces, self.saturations, self.states):
             kept.pop(uuid, None)
+        self.by_load = self._used = None
+        self._rates.clear()
 
     def free_slot(self, serving: ServingKey, uuid: str) -> int:
         taken = {each.slot for each in self.on[uuid] if each.serving == serving}

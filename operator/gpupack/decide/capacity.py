@@ -5,7 +5,7 @@ Knows the closing order, because it decides who survives. Not what the load is: 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from gpupack.decide.board import Board
@@ -22,6 +22,7 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
     """
     planned = list(closing_order(board, serving.key))
     count = len(planned)
+    standing_there = Counter(placement.gpu_uuid for placement in planned)
     kept: dict[int, float] = {}
     lone = _lone_curve(board, serving)
 
@@ -34,8 +35,10 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
             gpu = board.facts.gpus.get(uuid)
             if gpu is None:
                 continue
-            others = [each for each in board.on[uuid] if each.serving != serving.key]
-            mix = mix_of(board.kin(each) for each in (*others, *own))
+            mix = board.mix(uuid)
+            if len(own) < standing_there[uuid]:
+                others = [each for each in board.on[uuid] if each.serving != serving.key]
+                mix = mix_of(board.kin(each) for each in (*others, *own))
             if not board.prospects.knows(mix):
                 mix = mix_of(board.kin(each) for each in own)
             total += board.prospects.finish_rate(gpu.gpu.kind, mix, serving.key)

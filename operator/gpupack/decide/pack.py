@@ -6,12 +6,13 @@ are decided on integers. Knows one tick; what waits longer is `hold`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 
-from gpupack.decide.board import Board, Member
+from gpupack.decide.board import Board, GpuState, Member
 from gpupack.decide.demand import Basis, Demand
-from gpupack.decide.prospect import Kin, Mix, rounded, with_one
+from gpupack.decide.prospect import Kin, Mix, with_one
 from gpupack.decide.undone import remembered
 from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.gpu import GpuKind
@@ -19,7 +20,7 @@ from gpupack.facts.interpretation import GpuFacts, Known
 from gpupack.facts.observation import Cause, Missing, Phase
 from gpupack.facts.placement import ChosenShape, Placement, PredictedEffect
 from gpupack.facts.policy import Policy
-from gpupack.facts.serving import ScalingMode, Serving, ServingKey, Sharing, SharingWish, Slo
+from gpupack.facts.serving import ScalingMode, Serving, ServingKey, Sharing, SharingWish, Slo, Statistic
 from gpupack.perf.memory import utilization_hundredths
 from gpupack.perf.prediction import GpuPrediction, GroupPrediction
 from gpupack.plan import Reason, Unit, Verdict
@@ -57,28 +58,27 @@ class Candidate:
     demand: Demand
     planned: int
     instead_of: Placement | None = None
+    kin: Kin = field(init=False)
+    before: Mix = field(init=False)
+    after: Mix = field(init=False)
+
+    def __post_init__(self) -> None:
+        kin = self.board.prospects.kin(self.serving.key, self.chosen.shape)
+        before, old = self.board.mix(self.uuid), self.instead_of
+        if old is not None:
+            before = with_one(before, self.board.kin(old), -1)
+        for name, value in (("kin", kin), ("before", before), ("after", with_one(before, kin))):
+            object.__setattr__(self, name, value)
 
     @property
     def uuid(self) -> str:
         return self.gpu.gpu.uuid
 
     @property
-    def kin(self) -> Kin:
-        return self.board.prospects.kin(self.serving.key, self.chosen.shape)
-
-    @property
-    def before(self) -> Mix:
-        mix, old = self.board.mix(self.uuid), self.instead_of
-        return mix if old is None else with_one(mix, self.board.kin(old), -1)
-
-    @property
     def present(self) -> tuple[Member, ...]:
         """Everything else that holds a part of the GPU."""
-        return tuple(each for each in self.board.members(self.uuid) if each != self.instead_of)
-
-    @property
-    def after(self) -> Mix:
-        return with_one(self.before, self.kin)
+        members = self.board.members(self.uuid)
+        return members if self.instead_of is None else tuple(each for each in members if each != self.instead_of)
 
     @property
     def policy(self) -> Policy:
@@ -144,6 +144,12 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
 
 def unexplained_memory(board: Board, uuid: str) -> float | None:
     """Framebuffer in use minus the most that gpupack's pods may hold there; None without a reading."""
+    if uuid not in board.unexplained:
+        board.unexplained[uuid] = _unexplained_memory(board, uuid)
+    return board.unexplained[uuid]
+
+
+def _unexplained_memory(board: Board, uuid: str) -> float | None:
     gpu = board.facts.gpus[uuid]
     if isinstance(gpu.fb_used, Missing):
         return None
@@ -239,24 +245,24 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
     """
     board = candidate.board
     kind = candidate.gpu.gpu.kind
-    rates = rates_on(board, candidate.after, candidate.serving.key)
-    after = board.prospects.loaded(kind, candidate.after, rates)
+    rates = rates_on(board, candidate.after, candidate.kin)
+    after = board.prospects.at_rates(kind, candidate.after, rates)
     before: dict[Kin, GroupPrediction] | None = None
-    for (kin, _), group in zip(candidate.after, after.groups, strict=True):
+    for (kin, _), group, rate in zip(candidate.after, after.groups, rates, strict=True):
         slo = promise_of(board, kin.serving, kind)
         if slo is None:
             continue
-        limit = Estimate.exact(0.0, Source.ASSUMED if slo.assumed else Source.MEASURED)
+        promised = Source.ASSUMED if slo.assumed else Source.MEASURED
         itl = itl_of(group, slo)
         if slo.itl is not None and itl > slo.itl:
             yield _verdict(
-                str(kin.serving), Reason.LATENCY_SLO, _predicted(itl, after), _at(limit, slo.itl), Unit.SECONDS,
-                detail="inter-token latency",
+                str(kin.serving), Reason.LATENCY_SLO, _predicted(itl, after), Estimate.exact(slo.itl, promised),
+                Unit.SECONDS, detail="inter-token latency",
             )  # fmt: skip
-        if slo.ttft is None or rates[kin.serving] is None:
+        if slo.ttft is None or rate is None:
             continue
         if before is None:
-            old = board.prospects.loaded(kind, candidate.before, rates_on(board, candidate.before, None))
+            old = board.prospects.at_rates(kind, candidate.before, rates_on(board, candidate.before, None))
             before = {each: was for (each, _), was in zip(candidate.before, old.groups, strict=True)}
         ttft, was = ttft_of(group, slo), before.get(kin)
         earlier = None if was is None else ttft_of(was, slo)
@@ -271,8 +277,8 @@ def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
             )
         elif ttft > slo.ttft and (earlier is None or ttft > earlier):
             yield _verdict(
-                str(kin.serving), Reason.LATENCY_SLO, _predicted(ttft, after), _at(limit, slo.ttft), Unit.SECONDS,
-                detail="time to first token",
+                str(kin.serving), Reason.LATENCY_SLO, _predicted(ttft, after), Estimate.exact(slo.ttft, promised),
+                Unit.SECONDS, detail="time to first token",
             )  # fmt: skip
 
 
@@ -348,22 +354,31 @@ def promise_of(board: Board, key: ServingKey, kind: GpuKind) -> Slo | None:
     return None if chosen is None else chosen.slo
 
 
-def rates_on(board: Board, mix: Mix, added: ServingKey | None) -> Mapping[ServingKey, float | None]:
-    """Requests a second of one engine of each serving, arrivals dealt evenly; None where no rate is known."""
-    rates: dict[ServingKey, float | None] = {}
-    for key in {kin.serving for kin, _ in mix}:
-        rate = board.rates.get(key)
-        count = len(board.of[key]) + (1 if key == added else 0)
-        rates[key] = None if rate is None else rounded(rate / max(1, count))
-    return rates
+def rates_on(board: Board, mix: Mix, added: Kin | None) -> tuple[float | None, ...]:
+    """Requests a second of one engine of each kin, a serving's arrivals dealt evenly; None where no rate is known."""
+    return tuple(
+        board.rate_of_one(kin, 1 if added is not None and kin.serving is added.serving else 0) for kin, _ in mix
+    )
 
 
 def itl_of(group: GroupPrediction, slo: Slo) -> Seconds:
-    return {"Mean": group.itl_mean, "P95": group.itl_p95, "P99": group.itl_p99}[slo.statistic.value]
+    match slo.statistic:
+        case Statistic.MEAN:
+            return group.itl_mean
+        case Statistic.P95:
+            return group.itl_p95
+        case Statistic.P99:
+            return group.itl_p99
 
 
 def ttft_of(group: GroupPrediction, slo: Slo) -> Seconds | None:
-    return {"Mean": group.ttft_mean, "P95": group.ttft_p95, "P99": group.ttft_p99}[slo.statistic.value]
+    match slo.statistic:
+        case Statistic.MEAN:
+            return group.ttft_mean
+        case Statistic.P95:
+            return group.ttft_p95
+        case Statistic.P99:
+            return group.ttft_p99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,45 +455,85 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
     In use: the emptiest of the serving's own; if it wants more, also the emptiest of those that are not closed to it,
     and a few that are closed, for the reason. Of the others those that keep its promise first.
     """
-    used = [uuid for uuid in board.facts.gpus if board.is_used(uuid)]
-    unused = [uuid for uuid in board.facts.gpus if not board.is_used(uuid)]
+    used, unused = _emptiest_first(board), board.unused
     most = board.facts.policy.max_gpus
     if most is not None and len(used) >= most:
-        unused = []
-    unused.sort(key=lambda uuid: _is_unreachable(board, serving, uuid))
+        unused = ()
+    unused = tuple(sorted(unused, key=lambda uuid: _is_unreachable(board, serving, uuid)))
     mine = {placement.gpu_uuid for placement in board.of[serving.key]}
-    own = sorted((uuid for uuid in used if uuid in mine), key=lambda uuid: (_load(board, uuid), uuid))[:OWN_LOOKED_AT]
+    own = list(islice((uuid for uuid in used if uuid in mine), OWN_LOOKED_AT))
     if not more:
-        return own, unused[:1]
+        return own, list(unused[:1])
+    door = _Door(board, serving, sharing)
     found = []
-    for group in (used, unused):
-        closed = {uuid for uuid in group if _is_closed(board, serving, sharing, uuid)}
-        free = [uuid for uuid in group if uuid not in closed]
-        if group is used:
-            free.sort(key=lambda uuid: (_load(board, uuid), uuid))
-        chosen = {*free[:LOOKED_AT], *sorted(closed)[:CLOSED_LOOKED_AT], *(own if group is used else ())}
-        found.append([uuid for uuid in group if uuid in chosen])
-    return found[0], found[1]
+    for group, always in ((used, own), (unused, ())):
+        free = islice((uuid for uuid in group if not door.is_closed(uuid)), LOOKED_AT)
+        closed = islice((uuid for uuid in sorted(group) if door.is_closed(uuid)), CLOSED_LOOKED_AT)
+        found.append({*free, *closed, *always})
+    return sorted(found[0], key=board.place), [uuid for uuid in unused if uuid in found[1]]
 
 
-def _is_closed(board: Board, serving: Serving, sharing: Sharing, uuid: str) -> bool:
-    """Whether something simple is known to speak against this GPU; no answer to be told, only a way to look less."""
-    gpu, chosen = board.facts.gpus[uuid], board.chosen(serving.key, uuid)
-    if chosen is None or not gpu.node_ready or gpu.foreign:
-        return True
-    if board.namespaces(uuid) - {serving.key.namespace}:
-        return True
-    if board.is_used(uuid) and (sharing is Sharing.EXCLUSIVE or _is_not_exported(gpu.fb_used)):
-        return True
-    needed = board.prospects.memory_of(gpu.gpu.kind, board.prospects.kin(serving.key, chosen.shape))
-    if board.memory_held(uuid) + needed + board.facts.policy.gpu_reserve > gpu.gpu.kind.memory_bytes:
-        return True
-    if serving.scaling.mode is ScalingMode.MANUAL or not board.mix(uuid):
-        return False
-    if not board.prospects.knows(board.mix(uuid)):
-        return True
-    saturation, ceiling = saturation_of(board, uuid)
-    return saturation.value >= ceiling
+class _Door:
+    """Whether something simple is known to speak against a GPU; no answer to be told, only a way to look less."""
+
+    def __init__(self, board: Board, serving: Serving, sharing: Sharing) -> None:
+        self._board, self._serving, self._sharing = board, serving, sharing
+        self._goes_past = serving.scaling.mode is ScalingMode.MANUAL
+        self._needed: dict[str, Bytes | None] = {}
+        self._known: dict[str, bool] = {}
+
+    def is_closed(self, uuid: str) -> bool:
+        found = self._known.get(uuid)
+        if found is None:
+            found = self._known[uuid] = self._is_closed(uuid)
+        return found
+
+    def _is_closed(self, uuid: str) -> bool:
+        state, needed = _state(self._board, uuid), self._memory_on(self._board.kind(uuid))
+        if needed is None or state.barred or needed > state.free:
+            return True
+        if state.namespaces and state.namespaces != {self._serving.key.namespace}:
+            return True
+        if state.used and (state.takes_one or self._sharing is Sharing.EXCLUSIVE):
+            return True
+        return state.saturated and not self._goes_past
+
+    def _memory_on(self, kind: GpuKind) -> Bytes | None:
+        """Bytes of one replica; None where no shape was chosen for this kind of GPU."""
+        if kind.name not in self._needed:
+            chosen, prospects = self._board.shapes.get((self._serving.key, kind.name)), self._board.prospects
+            kin = None if chosen is None else prospects.kin(self._serving.key, chosen.shape)
+            self._needed[kind.name] = None if kin is None else prospects.memory_of(kind, kin)
+        return self._needed[kind.name]
+
+
+def _state(board: Board, uuid: str) -> GpuState:
+    """What a GPU is to every serving alike, worked out again only when something changed there."""
+    found = board.states.get(uuid)
+    if found is None:
+        gpu, mix = board.facts.gpus[uuid], board.mix(uuid)
+        unknown = bool(mix) and not board.prospects.knows(mix)
+        saturated = unknown
+        if mix and not unknown:
+            saturation, ceiling = saturation_of(board, uuid)
+            saturated = saturation.value >= ceiling
+        found = board.states[uuid] = GpuState(
+            barred=not gpu.node_ready or bool(gpu.foreign),
+            used=board.is_used(uuid),
+            takes_one=_is_not_exported(gpu.fb_used),
+            saturated=saturated,
+            namespaces=board.namespaces(uuid),
+            free=Bytes(gpu.gpu.kind.memory_bytes - board.facts.policy.gpu_reserve - board.memory_held(uuid)),
+            load=0.0 if unknown or not mix else round(board.prospects.full(gpu.gpu.kind, mix).saturation, 3),
+        )
+    return found
+
+
+def _emptiest_first(board: Board) -> tuple[str, ...]:
+    """The GPUs in use by how far they are filled; ties by uuid."""
+    if board.by_load is None:
+        board.by_load = tuple(sorted(board.used, key=lambda uuid: (_load(board, uuid), uuid)))
+    return board.by_load
 
 
 def blocking(against: Iterable[Verdict], *, goes_past: bool) -> tuple[Verdict, ...]:
@@ -509,10 +564,7 @@ def _is_unreachable(board: Board, serving: Serving, uuid: str) -> bool:
 
 def _load(board: Board, uuid: str) -> float:
     """How far the GPU is filled, for spreading: predicted saturation at full batches."""
-    mix = board.mix(uuid)
-    if not mix or not board.prospects.knows(mix):
-        return 0.0
-    return round(board.prospects.full(board.kind(uuid), mix).saturation, 3)
+    return _state(board, uuid).load
 
 
 def _listed(tried: list[Tried]) -> tuple[Verdict, ...]:
@@ -594,10 +646,6 @@ def _verdict(
 
 def _given(value: float) -> Estimate:
     return Estimate.exact(float(value), Source.MEASURED)
-
-
-def _at(limit: Estimate, value: float) -> Estimate:
-    return Estimate.exact(value, limit.source)
 
 
 def _predicted(value: float, prediction: GpuPrediction) -> Estimate:

@@ -7,7 +7,7 @@ steps of five per cent, so that a prediction moves only when its inputs really d
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,7 +28,10 @@ LENGTHS_FROM = 50
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kin:
-    """Engines that are alike: one serving, one shape. A tick has one object of each, so that identity is equality."""
+    """Engines that are alike: one serving, one shape. A tick has one object of each, so that identity is equality.
+
+    Kins of one serving have the same object as their `serving`.
+    """
 
     serving: ServingKey
     shape: Shape
@@ -41,9 +44,13 @@ Mix = tuple[tuple[Kin, int], ...]
 
 def with_one(mix: Mix, kin: Kin, change: int = 1) -> Mix:
     """The mix with one engine more (or less) of that kin."""
-    counts = dict(mix)
-    counts[kin] = counts.get(kin, 0) + change
-    return _in_order(counts)
+    for index, (each, count) in enumerate(mix):
+        if each is kin:
+            left = ((kin, count + change),) if count + change > 0 else ()
+            return (*mix[:index], *left, *mix[index + 1 :])
+        if kin.order < each.order:
+            return (*mix[:index], (kin, change), *mix[index:]) if change > 0 else mix
+    return (*mix, (kin, change)) if change > 0 else mix
 
 
 def mix_of(engines: Iterable[Kin]) -> Mix:
@@ -63,6 +70,30 @@ def rounded(value: float) -> float:
     return math.exp(round(math.log(value) / STEP) * STEP) if value > 0 else 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Alike:
+    """Engines on a kind of GPU as one object however often they are described, so that identity is equality here too.
+
+    A description is some fifty numbers; to hash and compare them costs more than to look up what is predicted of them.
+    """
+
+    kind: GpuKind
+    group: EngineGroup
+
+
+@lru_cache(maxsize=8192)
+def _alike(kind: GpuKind, group: EngineGroup) -> Alike:
+    return Alike(kind, group)
+
+
+@lru_cache(maxsize=16384)
+def _predicted(engines: tuple[Alike, ...], reserve: Bytes) -> GpuPrediction:
+    """All of one kind of GPU, on one of them."""
+    groups = tuple(each.group for each in engines)
+    how = Sharing.EXCLUSIVE if sum(group.replicas for group in groups) == 1 else Sharing.MPS
+    return sharing.predict(engines[0].kind, groups, how, reserve)
+
+
 class Prospects:
     """The model's answers for one tick, each asked once. `lengths` are the ones to predict with, by serving."""
 
@@ -70,9 +101,13 @@ class Prospects:
         self.servings = facts.servings
         self.lengths = {key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()}
         self._reserve = facts.policy.gpu_reserve
+        self._keys: dict[ServingKey, ServingKey] = {}
         self._kin: dict[tuple[ServingKey, Shape], Kin] = {}
         self._known: dict[Mix, bool] = {}
         self._full: dict[tuple[str, Mix], GpuPrediction] = {}
+        self._worth: dict[tuple[str, Mix], float] = {}
+        self._alone: dict[tuple[str, Kin], float] = {}
+        self._alike: dict[str, dict[tuple[Kin, int, float | None], Alike]] = defaultdict(dict)
         self._memory: dict[tuple[str, Kin], Bytes] = {}
         self._most: dict[tuple[str, Kin], float] = {}
         self._lone: dict[tuple[str, Kin], EngineGroup] = {}
@@ -84,7 +119,7 @@ class Prospects:
                 serving.namespace, serving.name, shape.max_num_seqs, shape.kv_cache_memory_bytes,
                 shape.max_num_batched_tokens,
             )  # fmt: skip
-            found = self._kin[serving, shape] = Kin(serving, shape, order)
+            found = self._kin[serving, shape] = Kin(self._keys.setdefault(serving, serving), shape, order)
         return found
 
     def knows(self, mix: Mix) -> bool:
@@ -98,11 +133,15 @@ class Prospects:
         """The GPU with every engine kept full."""
         found = self._full.get((kind.name, mix))
         if found is None:
-            found = self._full[kind.name, mix] = self._predict(kind, mix, {})
+            found = self._full[kind.name, mix] = self._predict(kind, mix, (None,) * len(mix))
         return found
 
     def loaded(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
         """The GPU with so many requests a second for each engine of a serving; None keeps its engines full."""
+        return self.at_rates(kind, mix, tuple(rates.get(kin.serving) for kin, _ in mix))
+
+    def at_rates(self, kind: GpuKind, mix: Mix, rates: tuple[float | None, ...]) -> GpuPrediction:
+        """The GPU with so many requests a second for each engine of each kin of the mix."""
         return self._predict(kind, mix, rates)
 
     def finish_rate(self, kind: GpuKind, mix: Mix, serving: ServingKey) -> float:
@@ -118,13 +157,20 @@ class Prospects:
 
         Tokens of unlike models cannot be added; for one model this is proportional to tokens a second.
         """
-        if not mix:
-            return 0.0
-        total = 0.0
-        for (kin, _), group in zip(mix, self.full(kind, mix).groups, strict=True):
-            alone = self.full(kind, ((kin, 1),))
-            total += group.total_tokens_per_second / alone.total_tokens_per_second
-        return total
+        found = self._worth.get((kind.name, mix))
+        if found is None:
+            found = 0.0
+            for (kin, _), group in zip(mix, self.full(kind, mix).groups, strict=True) if mix else ():
+                found += group.total_tokens_per_second / self._lone_tokens(kind, kin)
+            self._worth[kind.name, mix] = found
+        return found
+
+    def _lone_tokens(self, kind: GpuKind, kin: Kin) -> float:
+        """Tokens a second of one engine that has the GPU to itself and is kept full."""
+        found = self._alone.get((kind.name, kin))
+        if found is None:
+            found = self._alone[kind.name, kin] = self.full(kind, ((kin, 1),)).total_tokens_per_second
+        return found
 
     def memory_of(self, kind: GpuKind, kin: Kin) -> Bytes:
         found = self._memory.get((kind.name, kin))
@@ -144,10 +190,14 @@ class Prospects:
             found = self._most[kind.name, kin] = sum(part.high for part in every)
         return found
 
-    def _predict(self, kind: GpuKind, mix: Mix, rates: Mapping[ServingKey, float | None]) -> GpuPrediction:
-        groups = tuple(self._group(kind, kin, count, rates.get(kin.serving)) for kin, count in mix)
-        engines = sum(count for _, count in mix)
-        return sharing.predict(kind, groups, Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS, self._reserve)
+    def _predict(self, kind: GpuKind, mix: Mix, rates: tuple[float | None, ...]) -> GpuPrediction:
+        engines, known = [], self._alike[kind.name]
+        for (kin, count), rate in zip(mix, rates, strict=True):
+            found = known.get((kin, count, rate))
+            if found is None:
+                found = known[kin, count, rate] = _alike(kind, self._group(kind, kin, count, rate))
+            engines.append(found)
+        return _predicted(tuple(engines), self._reserve)
 
     def _group(self, kind: GpuKind, kin: Kin, count: int, rate: float | None) -> EngineGroup:
         lone = self._lone.get((kind.name, kin))
