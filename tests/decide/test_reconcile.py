@@ -388,8 +388,9 @@ def test_a_deleted_serving_leaves_the_plan_and_holds_its_memory_until_its_pods_a
 
 
 def test_forty_servings_on_twenty_gpus_are_up_in_the_time_of_two_starts() -> None:
-    servings = [serving(f"serving-{number:02d}", batch=64) for number in range(40)]
-    world = World([gpu(number) for number in range(20)], servings, cores=256.0).run(2 * READY_AFTER)
+    servings = [serving(f"serving-{number:02d}", batch=64, cpu_cores=2) for number in range(40)]
+    gpus = [gpu(number, node=f"node-{number}") for number in range(20)]
+    world = World(gpus, servings, cores=4.0).run(2 * READY_AFTER)
     assert sum(world.ready.values()) == 40
     assert world.plan is not None
     assert set(Counter(each.gpu_uuid for each in world.plan.placements).values()) == {2}
