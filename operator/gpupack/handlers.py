@@ -146,6 +146,7 @@ class PoolTask:
         self._clock = clock
         self._rhythm = Rhythm()
         self._look_again: tuple[str, ...] = ()
+        self._watched_since: Seconds | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -202,6 +203,8 @@ class PoolTask:
         began = time.monotonic()
         policy = scene.pool.policy
         timing = timing_of(policy)
+        if self._watched_since is None:
+            self._watched_since = Seconds(round(self._clock(), 3))
         await self._scraper.round(
             all_targets(scene),
             exporter_targets(scene.exporters, scene.pool.dcgm.port),
@@ -218,6 +221,7 @@ class PoolTask:
             lambda gpu: self._scraper.gpu_readings(
                 gpu.uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             ),
+            self._watched_since,
         )
         started = time.monotonic()
         # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
