@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from gpupack.kube.api import Api
 from gpupack.kube.mirror import Mirror
@@ -191,8 +192,8 @@ async def test_events_may_come_in_pieces_and_several_at_once(server: TinyApi, ap
     held = mirror(api)
     async with running(held.run()):
         await until(lambda: ("watch", PATH) in server.asked)
-        line = b'{"type":"ADDED","object":{"metadata":{"name":"%s","resourceVersion":"99"},"size":1}}\n'
-        first, second = line % b"a", line % b"b"
+        line = b'{"type":"ADDED","object":{"metadata":{"name":"%s","resourceVersion":"%d"},"size":1}}\n'
+        first, second = line % (b"a", 98), line % (b"b", 99)
         server.send(PATH, first[:30])
         server.send(PATH, first[30:] + second[:1])
         server.send(PATH, second[1:])
@@ -204,3 +205,92 @@ async def test_a_selector_is_asked_of_the_server_for_lists_and_watches(server: T
     async with running(held.run()):
         await until(lambda: ("watch", PATH) in server.asked)
     assert server.selectors == {"a=b"}
+
+
+async def test_half_a_line_is_no_event_and_the_watch_goes_on_from_where_it_was(server: TinyApi, api: Api) -> None:
+    server.put(PATH, thing("a"))
+    held = mirror(api)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        server.put(PATH, thing("b"), told=False)
+        server.send(PATH, b'{"type":"ADDED","object":{"meta\n')
+        await until(lambda: server.asked.count(("watch", PATH)) == 2)
+        server.put(PATH, thing("c"))
+        await until(lambda: held.get("", "c") is not None)
+    assert server.asked.count(("list", PATH)) == 1
+
+
+async def test_a_watch_that_ends_in_the_middle_of_a_line_is_followed_by_another(server: TinyApi, api: Api) -> None:
+    held = mirror(api)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        server.send(PATH, b'{"type":"ADDED","object":{"meta')
+        server.end_watches()
+        await until(lambda: server.asked.count(("watch", PATH)) == 2)
+        server.put(PATH, thing("a"))
+        await until(lambda: held.all() == (("a", 0),))
+
+
+async def test_an_event_that_is_repeated_brings_back_nothing(server: TinyApi, api: Api) -> None:
+    held = mirror(api)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        server.put(PATH, thing("a", 1))
+        await until(lambda: held.get("", "a") is not None)
+        server.put(PATH, thing("a", 2))
+        server.remove(PATH, "a")
+        *_, added, _changed, _removed = (line for _, _, line in server._history)
+        server.send(PATH, added)
+        server.put(PATH, thing("b"))
+        await until(lambda: held.get("", "b") is not None)
+        assert held.all() == (("b", 0),)
+
+
+async def test_an_error_of_a_server_in_trouble_costs_no_list(server: TinyApi, api: Api) -> None:
+    held = mirror(api)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        error = (
+            b'{"type":"ERROR","object":{"kind":"Status","code":500,"reason":"InternalError","message":"no leader"}}\n'
+        )
+        server.send(PATH, error)
+        await until(lambda: server.asked.count(("watch", PATH)) == 2)
+        server.put(PATH, thing("a"))
+        await until(lambda: held.get("", "a") is not None)
+    assert server.asked.count(("list", PATH)) == 1
+
+
+async def test_a_server_that_goes_on_refusing_a_version_is_asked_for_a_list(server: TinyApi, api: Api) -> None:
+    server.put(PATH, thing("a"))
+    held = mirror(api)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        version = server.version
+        server.put(PATH, thing("b"), told=False)
+        server.answer_read = lambda request: (
+            web.json_response({"code": 500}, status=500)
+            if request.query.get("resourceVersion") == str(version)
+            else None
+        )
+        server.end_watches()
+        await until(lambda: held.get("", "b") is not None)
+
+
+async def test_after_silence_everything_is_listed_for_what_may_have_been_missed(server: TinyApi, api: Api) -> None:
+    server.put(PATH, thing("a"))
+    held = mirror(api, silence_seconds=0.2)
+    async with running(held.run()):
+        await until(lambda: ("watch", PATH) in server.asked)
+        server.put(PATH, thing("b"), told=False)  # and the next watch would be as silent as this one
+        server._history.clear()
+        await until(lambda: held.get("", "b") is not None)
+
+
+async def test_a_page_that_is_no_list_is_asked_for_again(server: TinyApi, api: Api) -> None:
+    pages = [web.Response(text="<html>a gateway's page</html>"), web.Response(text="[]")]
+    server.answer_read = lambda _request: pages.pop() if pages else None
+    server.put(PATH, thing("a"))
+    held = mirror(api)
+    async with running(held.run()):
+        await held.synced.wait()
+        assert held.all() == (("a", 0),)

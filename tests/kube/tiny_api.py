@@ -39,6 +39,8 @@ class TinyApi:
     asked: list[tuple[str, str]] = field(default_factory=list)
     selectors: set[str] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
+    answer_read: Callable[[web.BaseRequest], web.Response | None] = lambda _request: None
+    """Instead of a list or a watch."""
     answer_write: Callable[[Write], tuple[int, Json]] = lambda _write: (200, {})
     versions_kept_since: int = 0
     silent: bool = False
@@ -106,6 +108,9 @@ class TinyApi:
         if request.method != "GET":
             return await self._write(request)
         self.selectors.add(request.query.get("labelSelector", ""))
+        if (instead := self.answer_read(request)) is not None:
+            self.asked.append(("refused", request.path))
+            return instead
         if request.query.get("watch") == "true":
             return await self._watch(request)
         self.asked.append(("list", request.path))

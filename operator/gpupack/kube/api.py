@@ -6,6 +6,7 @@ used: its typed models cost 20 MiB and drop fields that they do not know. Knows 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
@@ -23,6 +24,9 @@ FIELD_MANAGER = "gpupack"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 CONNECTIONS = 64
+LONGEST_REST_SECONDS = 30.0
+"""A busy server is left alone for as long as it asks (Retry-After), at most this long."""
+BUSY = (429, 503)
 
 Json = dict[str, Any]
 config: Any = untyped_config  # it carries half of its annotations
@@ -49,6 +53,10 @@ class NotFound(ApiError):
 
 class Gone(ApiError):
     """410: the version that a watch or a further page asked for is no longer kept."""
+
+
+class Silent(Unavailable):
+    """A watch that was accepted said nothing for longer than a living one would."""
 
 
 _KINDS: Mapping[int, type[ApiError]] = {404: NotFound, 409: Conflict, 410: Gone}
@@ -100,6 +108,7 @@ class Api:
         self._client: Any = ApiClient(configuration)
         self._client.user_agent = manager
         self._on_call = on_call
+        self._rests_until = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,8 +155,10 @@ class Api:
     async def watch(self, path: str, *, silence_seconds: float, **query: str | int) -> AsyncIterator[bytes]:
         """Lines of a watch until the server ends it.
 
-        Raises Unavailable when nothing at all came for `silence_seconds` (a black hole), ApiError when it is refused.
+        Raises Silent when nothing at all came for `silence_seconds` (a black hole), ApiError when it is refused, and
+        Unavailable when the connection breaks. A line that was cut off is not yielded.
         """
+        accepted = False
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
         try:
             response = await self._send("GET", path, {**query, "watch": "true"}, None, "application/json", limits)
@@ -155,7 +166,8 @@ class Api:
             async with response:
                 if response.status >= 400:
                     raise error_of(response.status, await response.read())
-                yield b""  # accepted: what is held is current as of now
+                accepted = True
+                yield b""  # what is held is current as of now
                 pieces: list[bytes] = []
                 async for chunk in response.content.iter_any():
                     *lines, rest = chunk.split(b"\n")
@@ -165,7 +177,8 @@ class Api:
                         pieces.clear()
                     pieces.append(rest)
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
-            raise Unavailable(f"watch of {path}: {type(problem).__name__} {problem}") from problem
+            kind = Silent if accepted and isinstance(problem, TimeoutError) else Unavailable
+            raise kind(f"watch of {path}: {type(problem).__name__} {problem}") from problem
 
     async def _ask(
         self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None,
@@ -182,13 +195,21 @@ class Api:
         self._on_call(verb, response.status)
         if response.status >= 400:
             raise error_of(response.status, text)
-        answer: Json = json.loads(text)
+        try:
+            answer = json.loads(text)
+        except ValueError as problem:
+            raise Unavailable(f"{verb} {path}: the answer is no JSON: {text[:80]!r}") from problem
+        if not isinstance(answer, dict):
+            raise Unavailable(f"{verb} {path}: the answer is no object: {text[:80]!r}")
         return answer
 
     async def _send(
         self, method: str, path: str, query: Mapping[str, str | int], body: Json | None, content_type: str,
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:  # fmt: skip
+        now = asyncio.get_running_loop().time
+        if (rest := self._rests_until - now()) > 0:
+            await asyncio.sleep(rest)
         headers = {**self._client.default_headers, "Accept": "application/json", "Content-Type": content_type}
         # The in-cluster token is renewed by this call.
         if bearer := await self._configuration.get_api_key_with_prefix("BearerToken"):
@@ -196,4 +217,7 @@ class Api:
         url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
         sent = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=limits)
         response: aiohttp.ClientResponse = sent.response
+        asked = response.headers.get("Retry-After", "")
+        if response.status in BUSY and asked.isdecimal():
+            self._rests_until = max(self._rests_until, now() + min(int(asked), LONGEST_REST_SECONDS))
         return response

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from gpupack.errors import Unavailable
-from gpupack.kube.api import Api, ApiError, Gone
+from gpupack.kube.api import Api, ApiError, Gone, Silent
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,11 @@ SILENCE_SECONDS = 90.0
 """Bookmarks come about once a minute, so a watch that says nothing for this long is dead."""
 WATCH_SECONDS = 300
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STEADY_SECONDS = 10.0
+"""A watch that lasted this long was a good one; those that end sooner, without an event, are tried less and less."""
 WORTH_A_WARNING = 4
+PASSING = frozenset({429, 500, 502, 503})
+"""Refusals of a server in trouble. They say nothing against the version, and a list would be one more burden."""
 
 
 class Mirror(Generic[Record]):
@@ -84,6 +88,8 @@ class Mirror(Generic[Record]):
         version: str | None = None
         failures = 0
         while True:
+            began = self._clock()
+            problem: Unavailable | None = None
             try:
                 if version is None:
                     version = await self._list()
@@ -95,20 +101,36 @@ class Mirror(Generic[Record]):
                     timeoutSeconds=WATCH_SECONDS,
                     **self._query,
                 ):
-                    failures = 0
                     self.hear()
                     if line:
-                        version = self.take(json.loads(line))
-            except Gone as problem:
-                log.info("%s: listing again, the watch expired: %s", self.name, problem)
+                        version = self._next(version, line)
+                        failures = 0
+            except Gone as gone:
+                log.info("%s: listing again, the watch expired: %s", self.name, gone)
                 version = None
-            except Unavailable as problem:
-                if isinstance(problem, ApiError):
-                    version = None  # the server answered, but not to this version: begin anew
-                failures += 1
-                if failures == WORTH_A_WARNING:
-                    log.warning("%s: not followed for now: %s", self.name, problem)
+            except Unavailable as caught:
+                problem = caught
+            failures = 0 if self._clock() - began >= STEADY_SECONDS else failures + 1
+            if failures == WORTH_A_WARNING:
+                log.warning("%s: not followed for now: %s", self.name, problem or "the watch ends at once")
+            if _is_against_the_version(problem) or failures >= WORTH_A_WARNING:
+                version = None
             await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+
+    def _next(self, version: str, line: bytes) -> str:
+        """The version to go on from after a line of the watch. Raises Unavailable for one that is no event.
+
+        An event that is no newer than the last is a repeat, which could bring back what is gone. Versions of one kind
+        can be compared as numbers (Kubernetes' API concepts, "Resource versions").
+        """
+        try:
+            event = json.loads(line)
+            metadata = {} if event["type"] == "ERROR" else event["object"]["metadata"]
+            if metadata and int(metadata["resourceVersion"]) <= int(version):
+                return version
+        except (ValueError, KeyError, TypeError) as broken:
+            raise Unavailable(f"no event: {line[:80]!r}") from broken
+        return self.take(event)
 
     async def _list(self) -> str:
         """Replaces everything held. Raises Unavailable; a page that expired half-way is Gone."""
@@ -176,3 +198,8 @@ class Mirror(Generic[Record]):
 def _key(item: dict[str, Any]) -> tuple[str, str]:
     metadata = item["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
+
+
+def _is_against_the_version(problem: Unavailable | None) -> bool:
+    """Whether to list anew: the server would not go on from it, or the watch may have missed something."""
+    return isinstance(problem, Silent) or (isinstance(problem, ApiError) and problem.status not in PASSING)

@@ -94,7 +94,7 @@ def _ordered(status: Mapping[str, Any]) -> Json:
 async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bool:
     """Says on a serving that its pool does not exist; what runs of it goes on. Whether anything was written.
 
-    Raises Unavailable if the API does not answer.
+    Raises Unavailable if the API does not answer, or refuses: NotFound and Conflict if the serving is gone.
     """
     unknown = f"There is no GpuPool {resource.pool!r}. Create it, or name another in spec.poolName."
     conditions = (
@@ -106,7 +106,8 @@ async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bo
     wanted = {**before, "observedGeneration": resource.generation, "conditions": listed}
     if _same(wanted, before):
         return False
-    return await _apply_serving_status(api, resource.key, resource.uid, wanted)
+    await _apply_serving_status(api, resource.key, resource.uid, wanted)
+    return True
 
 
 def _acts(outcome: Outcome) -> bool:
@@ -123,16 +124,16 @@ async def _write_serving_status(
     if _same(wanted, resource.status):
         return False
     async with gate:
-        return await _apply_serving_status(api, status.serving, status.uid, wanted)
-
-
-async def _apply_serving_status(api: Api, key: ServingKey, uid: str, status: Json) -> bool:
-    body = _with_status("ModelServing", {"name": key.name, "namespace": key.namespace}, uid, status)
-    try:
-        await api.apply(f"{_custom(key.namespace, 'modelservings')}/{key.name}/status", body)
-    except (NotFound, Conflict):
-        return False  # gone, or another of its name: the mirror will say so
+        try:
+            await _apply_serving_status(api, status.serving, status.uid, wanted)
+        except (NotFound, Conflict):
+            return False  # gone, or another of its name: the mirror will say so
     return True
+
+
+async def _apply_serving_status(api: Api, key: ServingKey, uid: str, status: Json) -> None:
+    body = _with_status("ModelServing", {"name": key.name, "namespace": key.namespace}, uid, status)
+    await api.apply(f"{_custom(key.namespace, 'modelservings')}/{key.name}/status", body)
 
 
 def _with_status(kind: str, metadata: Json, uid: str, status: Json, version: str | None = None) -> Json:
