@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
+    "soak": ("gpupack.soak.run", "seeds drive a simulated cluster with faults; rules that must always hold in it"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),
 }

@@ -295,10 +295,10 @@ def _count(plan: Plan) -> Counter[ServingKey]:
 
 
 def _rate(facts: Facts, key: ServingKey) -> float | None:
-    """Arrivals a second by the readings of now; None where one engine tells nothing."""
+    """Arrivals a second by the readings of now; None where no engine tells any."""
     names = [each.name for each in facts.replicas_of.get(key, ()) if each.phase is Phase.READY]
     engines = [facts.engines[name] for name in names if name in facts.engines]
-    if not engines or any(not each.windows or isinstance(each.windows[0].arrivals, Missing) for each in engines):
+    if not any(each.windows and not isinstance(each.windows[0].arrivals, Missing) for each in engines):
         return None
     return arrivals(engines, facts.policy)
 

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             looks += report.looks
             if report.violation is not None:
                 broken.append(report)
+                progress.console.print(f"seed {report.history.seed}: {_sentence(report)}", markup=False, soft_wrap=True)
                 progress.update(task, description=f"playing, {len(broken)} broken")
     seconds = time.monotonic() - began
     for line in summary(broken, args.out):
