@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
+
+import httpx
 
 from gpupack.demo.stage import POLL_SECONDS
 
@@ -40,7 +43,7 @@ def test_a_status_that_was_wiped_under_load_is_adopted_from_what_runs(journey: J
     assert not [each for each in journey.history.pods(mark) if each.is_leaving or each.event == "ADDED"]
 
 
-def test_nothing_is_written_while_nothing_changes(journey: Journey) -> None:
+def test_nothing_is_written_while_nothing_changes_not_even_by_a_new_process(journey: Journey) -> None:
     """The load is noisy: a Poisson stream of requests of unlike lengths."""
     journey.apply(CHAT, manual("other", 2))
     journey.load("chat", rate=15)
@@ -56,6 +59,19 @@ def test_nothing_is_written_while_nothing_changes(journey: Journey) -> None:
     writes = [f"{each.verb} {each.resource} {each.name}" for each in journey.writes(start)]
     print(f"\nAPI writes of the operator in {QUIET_SECONDS:.0f} s with constant load, Leases aside: {len(writes)}")
     assert writes == []
+
+    journey.stage.stop_operator()
+    start = journey.stage.cluster.audit_position()
+    journey.stage.start_operator()
+    journey.until("the new process has looked", lambda: is_looking(journey))
+    journey.holds_for(12, "what was said stands", lambda: True)
+    assert [f"{each.verb} {each.resource} {each.name}" for each in journey.writes(start)] == []
+
+
+def is_looking(journey: Journey) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return journey.ticks() > 0
+    return False
 
 
 EDITS = (

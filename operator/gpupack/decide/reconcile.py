@@ -174,6 +174,8 @@ def _decide(
     for serving, decision in decisions:
         key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
         planned = len(board.of[key])
+        if was is not None and decision is not None and decision.reason == Reason.DATA_MISSING and _is_new(facts):
+            decision = None
         if decision is not None and demand.basis is Basis.MANUAL and decision.reason == Reason.DEMAND_MET:
             decision = _with_what_it_goes_past(board, serving, decision, was, moved)
         if decision is not None:
@@ -186,6 +188,13 @@ def _decide(
             records[key] = was
     again = [key for key, demand in demands.items() if demand.look_again]
     return records, tuple(sorted(each.name for key in again for each in facts.replicas_of.get(key, ())))
+
+
+def _is_new(facts: Facts) -> bool:
+    """Whether this process has not watched for a window yet: nothing is wrong with readings that it has not taken."""
+    policy = facts.policy
+    grace = policy.rate_windows[0] + policy.engine_period * policy.stale_periods
+    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < grace
 
 
 def _with_what_it_goes_past(

@@ -125,6 +125,7 @@ class Facts:
     running: Mapping[ServingKey, tuple[RunningEngine, ...]] = field(default_factory=dict)
     appraisals: Mapping[ServingKey, Appraisal] = field(default_factory=dict)
     unknown_products: tuple[str, ...] = ()
+    watched_since: Seconds | None = None
 
 
 def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
@@ -183,6 +184,7 @@ def interpret(observation: Observation) -> Facts:
         running=_frozen(running),
         appraisals={each.serving: each for each in observation.appraisals},
         unknown_products=observation.unknown_products,
+        watched_since=observation.watched_since,
     )
 
 

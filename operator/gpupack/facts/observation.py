@@ -235,6 +235,7 @@ class Observation:
     `plan` is None when the pool's status holds none (new, or lost). `pool_problem` is set when the pool itself may not
     act (it overlaps an older one). `running` are engines that others started, `appraisals` what was said of them last.
     `unknown_products` are products that the catalog does not have, of GPUs that are not in `gpus` for that.
+    `watched_since` is when this process took its first readings; None: long ago.
     """
 
     at: Seconds
@@ -257,3 +258,4 @@ class Observation:
     running: tuple[RunningEngine, ...] = ()
     appraisals: tuple[Appraisal, ...] = ()
     unknown_products: tuple[str, ...] = ()
+    watched_since: Seconds | None = None

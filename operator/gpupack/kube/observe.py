@@ -308,7 +308,11 @@ class Scene:
     unknown_products: tuple[str, ...] = ()
 
     def observation(
-        self, at: Seconds, engines: tuple[EngineSeen, ...], readings_of: Callable[[Gpu], Readings]
+        self,
+        at: Seconds,
+        engines: tuple[EngineSeen, ...],
+        readings_of: Callable[[Gpu], Readings],
+        watched_since: Seconds | None = None,
     ) -> Observation:
         ready = {node.name for node in self.nodes if node.ready}
         cordoned = {node.name for node in self.nodes if node.cordoned}
@@ -333,6 +337,7 @@ class Scene:
             running=self.running,
             appraisals=self.appraisals,
             unknown_products=self.unknown_products,
+            watched_since=watched_since,
         )
 
 
