@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpupack.cli import main
 from gpupack.decide.reconcile import reconcile
 from gpupack.facts.observation import Observation
 from gpupack.trace.lines import read, tick_line
@@ -139,3 +140,11 @@ def test_a_disk_that_hangs_costs_ticks_and_no_time(tmp_path: Path) -> None:
     for number in range(AT_MOST_WAITING + 5):
         recorder.put(seen(number), OUTCOME)
     assert fates == {Fate.BEHIND: 5}
+
+
+@pytest.mark.parametrize("option", ["--trace-megabytes", "--trace-files"])
+def test_a_bound_below_one_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["operator", "--trace", "trace", option, "0"])
+    assert left.value.code == 2
+    assert f"{option}: 0 is not a whole number of at least 1" in capsys.readouterr().err

@@ -101,6 +101,7 @@ async def test_nothing_that_is_secret_in_a_spec_or_a_pod_comes_into_a_trace(serv
     (replica,) = observation.replicas
     assert SECRET in replica.message  # it was there to be left out
     assert len(observation.servings) == 2
+    assert [each.pod for each in observation.running] == ["theirs"]
     outcome = reconcile(observation)
     again = replace(observation, plan=outcome.pool_status.plan)
     text = tick_line(observation, outcome) + tick_line(again, reconcile(again))
