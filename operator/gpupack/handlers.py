@@ -52,8 +52,6 @@ READ_BACK_SECONDS = 5.0
 LAST_TICK_SECONDS = 5.0
 """A tick that is under way when the process is asked to end gets this long."""
 ORPHAN_SECONDS = 2.0
-ORPHAN_AGAIN_SECONDS = 20.0
-"""What could not be said is said again after so long, also if nothing changes."""
 LEAST_GAP_SECONDS = Policy().least_gap
 AFTER_FAILURE_SECONDS = Policy().tick
 TRACE_VARIABLE = "GPUPACK_TRACE"
@@ -298,12 +296,12 @@ class Operator:
             now = Seconds(round(time.time(), 3))
             for resource in self.mirrors.servings.all():
                 if self.mirrors.pools.get("", resource.pool) is None and not resource.deleting:
-                    with contextlib.suppress(Unavailable):
+                    try:
                         await commit_orphan(self._api, resource, now)
+                    except Unavailable:
+                        self._stirred.set()  # it is said again, unless the serving has gone meanwhile
             await asyncio.sleep(ORPHAN_SECONDS)  # a pool that is applied together with its servings comes meanwhile
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ORPHAN_AGAIN_SECONDS):
-                    await self._stirred.wait()
+            await self._stirred.wait()
 
     def attend(self, name: str) -> None:
         """Starts the task of a pool that has none, and wakes it."""

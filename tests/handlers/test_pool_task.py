@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.configuration import Configuration
 
 from gpupack.facts.observation import Observation
 from gpupack.facts.placement import Plan, Record, Withdrawn
-from gpupack.handlers import PoolTask, Rhythm
+from gpupack.handlers import Operator, PoolTask, Rhythm
 from gpupack.kube.api import Api
 from gpupack.kube.observe import POOLS, SERVINGS, Mirrors
 from gpupack.metrics.scrape import Scraper
@@ -188,3 +189,17 @@ async def test_an_api_server_that_is_away_holds_the_loop_but_does_not_end_it() -
         begun = len(script.seen)
         made.task.wake.set()
         await until(lambda: len(script.seen) > begun)
+
+
+async def test_a_serving_without_a_pool_is_told_so_again_if_it_could_not_be_told() -> None:
+    refusals = [(409, {"reason": "Conflict"}), (500, {"reason": "InternalError"})]
+    async with tiny_api.serving() as server:
+        server.answer_write = lambda _write: refusals.pop() if refusals else (200, {})
+        server.put(SERVINGS, objects.model_serving())
+        operator = Operator(Configuration(host=f"http://127.0.0.1:{server.port}"), pod_proxy=None)
+        await operator.start()
+        try:
+            await until(lambda: len(server.writes) == 3)
+        finally:
+            await operator.stop()
+    assert {write.body["status"]["conditions"][0]["reason"] for write in server.writes} == {"PoolNotFound"}
