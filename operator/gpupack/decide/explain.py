@@ -42,7 +42,7 @@ def number(value: float, unit: Unit) -> str:
         return f"{percent(value):.0f} %"
     if unit is Unit.TOKENS_PER_SECOND:
         return f"{value:,.0f} tokens/s"
-    return f"{value:g} {unit.value}".strip()
+    return f"{value:.4g} {unit.value}".strip()
 
 
 def estimate(value: Estimate, unit: Unit) -> str:

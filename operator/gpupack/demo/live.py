@@ -1,4 +1,4 @@
-"""Acts 2 and 3: the loop live on a real API server, and one replica too many.
+"""Acts 2 to 4: the loop live on a real API server, a step that is taken back, and one replica too many.
 
 The operator is a process that knows the world through the API and HTTP only. What is shown comes from the API
 (replicas, decisions) and from the virtual node's own account of what really happens (tokens, latencies, DRAM), which
@@ -23,6 +23,8 @@ from gpupack.facts.serving import Lengths, Shape, Sharing
 from gpupack.perf import calibration
 from gpupack.perf.prediction import EngineGroup
 from gpupack.perf.sharing import predict
+from gpupack.plan import Reason
+from gpupack.twin.memory_system import Mps
 from gpupack.units import Bytes
 
 GPU_KIND = "H100-80GB"
@@ -46,6 +48,7 @@ SHORTENED = {
     "times.tickSeconds": (1, 2), "times.warmupSeconds": (3, 60), "times.windowSeconds": (4, 60),
     "times.minWindowRequests": (50, 200), "times.rateWindowsSeconds": ([4, 10], [30, 300]),
     "times.scaleDownDelaySeconds": (10, 300), "times.pendingDeadlineSeconds": (60, 600),
+    "times.rememberUndoneSeconds": (60, 1800),
     "metrics.enginePeriodSeconds": (1, 2), "metrics.dcgm.periodSeconds": (1, 30),
 }  # fmt: skip
 """Field of the GpuPool, what the demo sets, and the default."""
@@ -54,6 +57,9 @@ POLL_SECONDS = 0.5
 SETTLE_SECONDS = 6.0
 MEASURE_SECONDS = 10.0
 CLIENTS_AT = 2
+QUIET_RATE, BUSY_RATE = 60, 130
+ORDINARY, WORSE = Mps().interference, 4.0
+"""How much engines that share a GPU slow each other: as was fitted to published runs, and what no model expects."""
 
 
 def pool_manifest() -> dict[str, Any]:
@@ -150,7 +156,7 @@ class Director:
         """Shows what happens until it is so, for at most that long; False if it never was."""
         deadline = time.monotonic() + seconds
         while True:
-            moment = self._look()
+            moment = self.look()
             self._view.show(self._picture(title, moment))
             if until(moment):
                 return True
@@ -162,7 +168,7 @@ class Director:
         """Shows what happens for that long."""
         ends = time.monotonic() + seconds
         self.watch(title, lambda _: time.monotonic() >= ends, seconds)
-        return self._look()
+        return self.look()
 
     def beside(self, title: str, work: Callable[[], None]) -> None:
         """Shows what happens while `work` is done in a thread of its own; raises what it raises."""
@@ -171,7 +177,7 @@ class Director:
             self.watch(title, lambda _: future.done(), float("inf"))
             future.result()
 
-    def _look(self) -> Moment:
+    def look(self) -> Moment:
         servings = {each["metadata"]["name"]: each for each in self.stage.servings()}
         moment = Moment(state=self.stage.state(4.0), servings=servings)
         for name in servings:
@@ -307,8 +313,45 @@ def pack(director: Director) -> Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakenBack:
+    """Act 3: what the resource said of the step that was undone, and how many engines served afterwards."""
+
+    said: str
+    left: int
+
+    @property
+    def held(self) -> bool:
+        return bool(self.said) and self.left == 1
+
+
+def take_back(director: Director) -> TakenBack:
+    """Act 3. The world worsens while one engine serves; the load asks for a second, which then does harm."""
+    stage = director.stage
+    stage.cluster.kubectl("delete", "msv", "quick", "--wait=false")
+    first = stage.state()["gpus"][0]["uuid"]
+    _patch(stage, "gpool", "default", {"spec": {"gpuUuids": [first]}})
+    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Manual"}, "replicas": 1}})
+    title = "one engine, and a world that gets worse"
+    stage.load(CHAT, rate=QUIET_RATE, **LOAD)
+    director.watch(title, lambda now: now.engines_on(0) == 1 == len(now.state["engines"]), 30)
+    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Auto", "maxReplicas": 2}}})
+    director.wait(title, SETTLE_SECONDS)
+    stage.steer("/interference", interference=WORSE)
+    stage.load(CHAT, rate=BUSY_RATE, **LOAD)
+    title = f"{BUSY_RATE} requests/s: a second engine, which slows the first"
+    director.watch(title, lambda now: now.engines_on(0) == 2, 20)
+    director.watch(title, lambda now: now.reason("chat") == Reason.ROLLED_BACK, 30)
+    found = condition(stage.serving("chat"), "AsPredicted")
+    director.watch(title, lambda now: now.engines_on(0) == 1, 10)
+    left = director.look().engines_on(0)
+    stage.no_load(CHAT)
+    stage.steer("/interference", interference=ORDINARY)
+    return TakenBack(said=found.get("message", "") if found.get("reason") == Reason.ROLLED_BACK else "", left=left)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OneTooMany:
-    """Act 3: the measured staircase, what the resource said of the last step, and whether it was right to stop."""
+    """Act 4: the measured staircase, what the resource said of the last step, and whether it was right to stop."""
 
     steps: tuple[Step, ...]
     chosen: int
@@ -323,15 +366,12 @@ class OneTooMany:
 
 
 def one_too_many(director: Director, as_clients: Callable[[float], None]) -> OneTooMany:
-    """Act 3. Each count is pinned by scaling.mode Manual, and a tenth more clients than slots keep every engine full.
+    """Act 4. Each count is pinned by scaling.mode Manual, and a tenth more clients than slots keep every engine full.
 
     `as_clients` measures for so many seconds over HTTP beside the bulk load, while two engines run.
     """
     stage = director.stage
-    stage.cluster.kubectl("delete", "msv", "quick", "--wait=false")
-    first = stage.state()["gpus"][0]["uuid"]
-    _patch(stage, "gpool", "default", {"spec": {"gpuUuids": [first]}})
-    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Manual"}, "replicas": 1}})
+    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Manual", "maxReplicas": None}, "replicas": 1}})
     chosen = int(stage.serving("chat")["status"]["replicasPerGpu"])
     shape = stage.serving("chat")["status"]["shape"]
     steps: list[Step] = []

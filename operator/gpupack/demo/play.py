@@ -1,7 +1,8 @@
-"""`gpupack demo`: five acts and one table. Published runs replayed, the loop live, one too many, the answer no.
+"""`gpupack demo`: six acts and one table. Published runs, the loop live, a step back, one too many, the answer no.
 
-Exit status 0 only if packing went through the Kubernetes API, the replica that was one too many did not pay, and the
-replay was within its bounds; 1 if one of these failed; 3 if the control plane cannot be had.
+Exit status 0 only if packing went through the Kubernetes API, the step that did harm was taken back, the replica that
+was one too many did not pay, and the replay was within its bounds; 1 if one of these failed; 3 if the control plane
+cannot be had.
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ def _whole(console: Console, comparison: Later, keep_logs: Path | None) -> int:
         console.print("The rest needs no control plane with: gpupack demo --twin-only")
         return NO_CONTROL_PLANE
     with tempfile.TemporaryDirectory(prefix="gpupack-demo-") as folder:
-        packing, too_many, through_api = _acts_two_and_three(console, programs.found, Path(folder), keep_logs)
-    no = _act_four(console, replayed)
-    _act_five(console, comparison())
+        packing, taken_back, too_many, through_api = _live_acts(console, programs.found, Path(folder), keep_logs)
+    no = _act_five(console, replayed)
+    _act_six(console, comparison())
     passed = {
         "packing went through the Kubernetes API": through_api and not packing.missed,
         f"at least three engines on the first GPU ({packing.most_on_first})": packing.most_on_first >= 3,
@@ -129,6 +130,7 @@ def _whole(console: Console, comparison: Later, keep_logs: Path | None) -> int:
         and packing.opened_second,
         "the second serving stopped for LatencySlo": packing.latency_slo,
         "it shrank when the load fell": packing.shrank,
+        "the step that did harm was taken back, and the resource says why": taken_back.held,
         "one engine more did not pay, or broke the promise": too_many.held,
         "what should not be packed was not": no,
         "the replay was within its bounds": within,
@@ -140,7 +142,7 @@ def _twin_only(console: Console, comparison: Later) -> int:
     replayed, _ = _act_one(console)
     question = _table_question()
     advice = advise(question)
-    console.rule("[bold]2, 3  The staircase in the twin (no control plane: the loop is not shown)")
+    console.rule("[bold]2 to 4  The staircase in the twin (no control plane: the loop is not shown)")
     steps = []
     for count, seen in enumerate(table.stairs(question, advice, advice.replicas_per_gpu + 1), start=1):
         closed = predict(question.gpu, (table.group(question, advice.shape, count, None),), question.sharing)
@@ -148,8 +150,8 @@ def _twin_only(console: Console, comparison: Later) -> int:
                           predicted=closed.total_tokens_per_second, dram_active=seen.dram_active, itl=seen.itl.p95,
                           ttft=None, itl_slo=live.ITL_SLO))  # fmt: skip
     console.print(staircase(steps))
-    _act_four(console, replayed)
-    _act_five(console, comparison())
+    _act_five(console, replayed)
+    _act_six(console, comparison())
     return 0
 
 
@@ -162,9 +164,9 @@ def _act_one(console: Console) -> tuple[list[replay.Replayed], bool]:
     return replayed, replay.within_bounds(errors)
 
 
-def _acts_two_and_three(
+def _live_acts(
     console: Console, programs: binaries.Binaries, folder: Path, keep_logs: Path | None
-) -> tuple[live.Packing, live.OneTooMany, bool]:
+) -> tuple[live.Packing, live.TakenBack, live.OneTooMany, bool]:
     console.rule("[bold]2  The loop, live")
     for line in _chosen():
         console.print(line, highlight=False, soft_wrap=True)
@@ -184,7 +186,14 @@ def _acts_two_and_three(
                 packing = live.pack(director)
             _print_decisions(console, director.heard)
             through_api = _went_through_the_api(console, cluster)
-            console.rule("[bold]3  One too many")
+            console.rule("[bold]3  A step that does harm is taken back")
+            console.print(_worse(), highlight=False, soft_wrap=True)
+            with LiveView(console) as view:
+                director = live.Director(stage, view)
+                taken_back = live.take_back(director)
+            _print_decisions(console, director.heard)
+            console.print(_taken_back(taken_back), highlight=False, soft_wrap=True)
+            console.rule("[bold]4  One too many")
             with LiveView(console) as view:
                 director = live.Director(stage, view)
                 too_many = live.one_too_many(director, lambda seconds: _measure_as_clients(console, stage, seconds))
@@ -195,7 +204,7 @@ def _acts_two_and_three(
                 keep_logs.mkdir(parents=True, exist_ok=True)
                 for name in ("operator", "node"):
                     (keep_logs / f"{name}.log").write_text(stage.log(name))
-    return packing, too_many, through_api
+    return packing, taken_back, too_many, through_api
 
 
 def _chosen() -> list[str]:
@@ -278,6 +287,17 @@ def _went_through_the_api(console: Console, cluster: ControlPlane) -> bool:
     return ours == {"pods", "resourceclaims"}
 
 
+def _worse() -> str:
+    return (
+        f"From now on engines that share the GPU slow each other {(1 + live.WORSE) / (1 + live.ORDINARY):.1f} times as "
+        "much as before. The operator cannot know; the next step will tell it."
+    )
+
+
+def _taken_back(seen: live.TakenBack) -> str:
+    return f"The resource says: {seen.said or 'nothing of it'}"
+
+
 def _one_too_many(seen: live.OneTooMany) -> str:
     broke = ", and it broke the promise" if seen.broke_slo else ""
     return (
@@ -287,16 +307,16 @@ def _one_too_many(seen: live.OneTooMany) -> str:
     )
 
 
-def _act_four(console: Console, replayed: list[replay.Replayed]) -> bool:
-    console.rule("[bold]4  The answer no")
+def _act_five(console: Console, replayed: list[replay.Replayed]) -> bool:
+    console.rule("[bold]5  The answer no")
     found = refusals.refuse()
     console.print(refusals.table(found))
     console.print(refusals.sliced(replayed), highlight=False, soft_wrap=True)
     return refusals.refused(found)
 
 
-def _act_five(console: Console, comparison: table.Comparison) -> None:
-    console.rule("[bold]5  One promise, four ways")
+def _act_six(console: Console, comparison: table.Comparison) -> None:
+    console.rule("[bold]6  One promise, four ways")
     console.print(table.table(comparison))
     console.print(f"[bold]{table.headline(comparison)}", highlight=False, soft_wrap=True)
     console.print(

@@ -1,4 +1,4 @@
-"""Act 4: where the answer is no. Models that are not packed, with the numbers, and a sharing that would lose.
+"""Act 5: where the answer is no. Models that are not packed, with the numbers, and a sharing that would lose.
 
 Each refusal is the advisor's; beside it stands what a second engine would have brought in the twin.
 """

@@ -32,6 +32,7 @@ class Hardware:
     """`mps` and `slicing` are the twin's constants of sharing."""
 
     def __init__(self, world: World, cards: Sequence[Card], *, mps: Mps | None = None) -> None:
+        self._world = world
         self.slots = {(card.node, card.device): _slot(world, card) for card in cards}
         self._mps = mps or Mps()
         self._strategies: dict[str, str] = {}
@@ -48,6 +49,15 @@ class Hardware:
             slot.gpu.sharing = sharing
             self._strategies[slot.card.uuid] = device.strategy
         return slot
+
+    @property
+    def interference(self) -> float:
+        return self._mps.interference
+
+    def interfere(self, interference: float) -> None:
+        """Engines that share a GPU by MPS are slowed so much by each other from now on, here and wherever they come."""
+        self._mps = Mps(interference=interference)
+        self._world.interfere(self._mps)
 
     def strategy(self, uuid: str) -> str:
         """`MPS`, `TimeSlicing` or nothing, of the claim under which the present engines came."""

@@ -12,6 +12,7 @@ For demos, journeys and people; nothing that the operator sees goes through it.
     POST   /engine-metrics           {"pod": "ns/name", "fault": "none|unreachable|empty|nan|frozen"}
     POST   /exporter                 {"fault": "none|unreachable|blank|nan|frozen", "absent": ["dram_active", ...]}
     POST   /start                    {"seconds": 12}: start-up time of engines from now on
+    POST   /interference             {"interference": 2.0}: how much sharing a GPU slows engines from now on
     POST   /stranger                 {"gpu": "GPU-...", "bytes": 8e9}: memory that no pod explains; 0 takes it away
 
 Answers are JSON; what is wrong with a request is said with status 400.
@@ -78,6 +79,7 @@ class Steering:
         app.router.add_post("/engine-metrics", self._break_engine_metrics)
         app.router.add_post("/exporter", self._break_exporter)
         app.router.add_post("/start", self._set_start)
+        app.router.add_post("/interference", self._interfere)
         app.router.add_post("/stranger", self._hold_memory)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
@@ -134,6 +136,12 @@ class Steering:
         self._site.start_seconds = _real(await _body(request), "seconds")
         return web.json_response({"seconds": self._site.start_seconds})
 
+    async def _interfere(self, request: web.Request) -> web.Response:
+        interference = _real(await _body(request), "interference")
+        self._site.pace.now()  # what was before was under the old one
+        self._site.hardware.interfere(interference)
+        return web.json_response({"interference": interference})
+
     async def _hold_memory(self, request: web.Request) -> web.Response:
         body = await _body(request)
         slots = {slot.card.uuid: slot for slot in self._site.hardware.slots.values()}
@@ -186,6 +194,7 @@ class Steering:
             "loads": [_load(load, self._dealer) for _, load in sorted(self._dealer.loads.items())],
             "ended": {"succeeded": site.ended.succeeded, "aborted": site.ended.aborted},
             "start_seconds": site.start_seconds,
+            "interference": site.hardware.interference,
         }
 
     def _behind(self, service: str) -> list[str]:

@@ -404,6 +404,12 @@ class World:
         self.gpus[name] = gpu
         return gpu
 
+    def interfere(self, mps: Mps) -> None:
+        """From now on engines that share a GPU by MPS meet like this, on every GPU."""
+        for gpu in self.gpus.values():
+            if isinstance(gpu.sharing, Mps):
+                gpu.sharing = mps
+
     def start_engine(
         self,
         name: str,
