@@ -38,6 +38,10 @@ TOLD = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Exit status 0: the same but for words and digits; 1: it differs where it matters; 2: the file cannot be read. "
+        "A history of `gpupack soak` is played again instead."
+    )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="what `gpupack operator --trace` wrote, plain or compressed"
     )
