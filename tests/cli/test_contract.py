@@ -252,6 +252,13 @@ def test_a_promise_out_of_reach_is_answered_with_the_best_value(capsys: pytest.C
     assert "out of reach" in capsys.readouterr().out
 
 
+def test_a_latency_that_would_be_too_high_is_that_of_the_model_and_not_of_the_gpu(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["advise", "--model", "llama-3.2-1b", "--gpu", "H100-80GB", "--itl-slo-ms", "10"]) == 0
+    assert "the inter-token latency of meta-llama/Llama-3.2-1B to" in capsys.readouterr().out
+
+
 def test_a_picture_of_the_frontier_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "frontier.png"
     answer(capsys, "advise", *SMALL, "--itl-slo-ms", "40", "--plot", str(file))

@@ -249,8 +249,10 @@ class Candidates:
         at_least: bool = False,
         detail: str = "",
     ) -> Verdict:
+        # A promise is kept or broken by the engines of the model; memory, bandwidth and gain are the GPU's.
+        about = self.question.llm.name if reason is Reason.LATENCY_SLO else self.question.gpu.name
         return Verdict(
-            subject=self.question.gpu.name,
+            subject=about,
             reason=reason,
             observed=observed,
             limit=limit,
