@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpupack.errors import Invalid
 from gpupack.soak.history import History, draw, from_lines, to_lines
-from gpupack.soak.play import Report, Tell, Violation, play
+from gpupack.soak.play import Report, Violation, play
 from gpupack.soak.shrink import shrink
 
 SHRUNK = 5
@@ -49,8 +49,8 @@ def play_seed(seed: Seed) -> Report:
     return play(draw(seed.number, stepped=seed.stepped), loop=_loop())
 
 
-def again(history: History, tell: Tell | None = None) -> Report:
-    return play(history, tell=tell, loop=_loop())
+def again(history: History) -> Report:
+    return play(history, loop=_loop())
 
 
 def soak(seeds: Sequence[Seed], jobs: int) -> Iterator[Report]:
@@ -156,7 +156,7 @@ def _sentence(report: Report) -> str:
 
 def replay(text: str, name: str) -> int:
     """Plays a history that was written by `gpupack soak`, tells every tick, and ends with 1 if a rule breaks."""
-    report = again(from_lines(text, name), print)
+    report = play(from_lines(text, name), tell=print)
     violation: Violation | None = report.violation
     if violation is None:
         print("No rule is broken: what broke it then was mended, or the history begins differently today.")
