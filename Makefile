@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := operator tests e2e
+LOCK := $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --generate-hashes
 
-.PHONY: help install fmt lint types test verify e2e demo controlplane lock clean
+.PHONY: help install fmt lint types test verify soak mutation e2e e2e-kill demo controlplane lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -46,11 +47,24 @@ controlplane: install ## Get the Kubernetes control plane's programs, and say wh
 e2e: install ## The journeys, on a real control plane with the virtual GPU node.
 	$(BIN)/pytest e2e
 
+e2e-kill: install ## The operator dies at every distinct API call; storms of faults; silence (a quarter of an hour).
+	$(BIN)/pytest e2e/kill_everywhere.py -s
+
+SEEDS ?= 1000
+STEPPED ?= 0
+soak: install ## Simulated clusters with faults: SEEDS=10000 fresh histories, and every seed that ever broke a rule.
+	$(BIN)/gpupack soak --seeds $(SEEDS) --stepped $(STEPPED) --known tests/soak/seeds.txt
+
+mutation: install ## Change the decision's code line by line and list what no test notices: MODULE=hold.
+	$(BIN)/python tests/mutants/survivors.py $(MODULE)
+
 demo: install ## See it work: a ModelServing packed onto a GPU until its memory bandwidth saturates.
 	$(BIN)/gpupack demo
 
-lock: ## Resolve the pinned requirements anew from pyproject.toml.
-	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --generate-hashes --group dev pyproject.toml -o requirements/dev.txt
+lock: ## Resolve the pinned requirements anew from pyproject.toml: to develop, to run (the image), to build a wheel.
+	$(LOCK) --group dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/run.txt
+	echo hatchling | $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 
 clean: ## Remove the environment and what tools leave behind.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache e2e/.out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache e2e/.out .soak
