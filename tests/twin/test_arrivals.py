@@ -71,19 +71,6 @@ def test_poisson_arrivals_follow_a_rate_that_changes_at_known_times() -> None:
     assert statistics.pstdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.1)
 
 
-def test_a_steered_rate_holds_from_then_on_and_loses_nothing_that_was_due() -> None:
-    source = PoissonArrivals(rates=[(0.0, 50.0)], requests=itertools.repeat(ONE), chance=random.Random(3))
-    source.steer(100.0, 10.0)
-    before = [at for at, _ in source.take(100.0, 0)]
-    source.steer(200.0, 0.0)
-    after = [at for at, _ in source.take(1000.0, 0)]
-    assert len(before) == pytest.approx(5000, rel=0.06)
-    assert len(after) == pytest.approx(1000, rel=0.1)
-    assert min(after) > 100.0
-    assert max(after) <= 200.0
-    assert source.next_at() == math.inf
-
-
 def test_a_closed_loop_keeps_its_clients_in_flight() -> None:
     source = ClosedLoop(concurrency=5, requests=itertools.repeat(ONE), since=1.0)
     assert source.next_at() == 1.0
@@ -91,6 +78,6 @@ def test_a_closed_loop_keeps_its_clients_in_flight() -> None:
     assert len(source.take(1.0, 0)) == 5
     assert source.take(2.0, 5) == []
     assert len(source.take(3.0, 3)) == 2
-    source.steer(4.0, 8)
+    source.become(8, itertools.repeat(ONE), 4.0)
     assert source.next_at() == 4.0
     assert len(source.take(4.0, 5)) == 3

@@ -16,7 +16,7 @@ from enum import StrEnum
 from random import Random
 
 from gpupack.errors import Invalid
-from gpupack.twin.arrivals import Lengths, PoissonArrivals, Request
+from gpupack.twin.arrivals import ClosedLoop, Lengths, PoissonArrivals, Request
 
 TURNAROUND_SECONDS = 1e-3
 """From a closed-loop client's last token to its next request at the engine. Without it every request would arrive just
@@ -57,43 +57,33 @@ class Tap:
     def __init__(self, max_model_len: int) -> None:
         self._longest = max_model_len
         self._due: deque[tuple[float, Request]] = deque()
-        self._clients = 0
-        self._since = math.inf
-        self._requests: Iterator[Request] = iter(())
+        self._told: tuple[int, Iterator[Request]] = (0, iter(()))
+        self._clients = ClosedLoop(concurrency=0, requests=iter(()), turnaround=TURNAROUND_SECONDS)
 
     @property
     def dealt(self) -> int:
         """Requests that were dealt and not yet taken."""
-        return len(self._due)
+        return len(self._due) + self._clients.coming
 
     def put(self, at: float, request: Request) -> None:
         """`at` is not before any other that was put."""
         self._due.append((at, _cut(request, self._longest)))
 
     def serve_clients(self, count: int, requests: Iterator[Request], since: float) -> None:
-        """So many closed-loop clients from `since` on; those above it leave as their requests finish."""
-        if count != self._clients or requests is not self._requests:
-            self._clients = count
-            self._requests = requests
-            self._since = since if count else math.inf  # a time that nobody comes at would never pass
+        """So many closed-loop clients from `since` on; what is so already stays as it is."""
+        before, those = self._told
+        if count != before or requests is not those:
+            self._told = (count, requests)
+            self._clients.become(count, (_cut(each, self._longest) for each in requests), since)
 
     def next_at(self) -> float:
-        first = self._due[0][0] if self._due else math.inf
-        return min(first, self._since)
+        return min(self._due[0][0] if self._due else math.inf, self._clients.next_at())
 
     def take(self, now: float, in_flight: int) -> list[tuple[float, Request]]:
         taken = []
         while self._due and self._due[0][0] <= now:
             taken.append(self._due.popleft())
-        if self._clients and (now >= self._since or math.isinf(self._since)):
-            first = not math.isinf(self._since)
-            self._since = math.inf  # from now on one comes whenever one has been answered
-            missing = self._clients - in_flight - len(taken) - len(self._due)
-            for _ in range(missing):
-                self.put(now if first else now + TURNAROUND_SECONDS, next(self._requests))
-            if first:
-                taken += self.take(now, in_flight + len(taken))
-        return taken
+        return [*taken, *self._clients.take(now, in_flight + len(taken) + len(self._due))]
 
 
 class Reachable:

@@ -7,6 +7,7 @@ due (`take`), so a busy engine costs nothing between its steps.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -163,7 +164,7 @@ class Listed:
 
 
 class PoissonArrivals:
-    """Poisson arrivals at a rate that may change at known times, or be steered while the world runs.
+    """Poisson arrivals at a rate that changes at known times.
 
     Gaps are exponential in the integral of the rate, so a change takes effect exactly when it happens.
     """
@@ -175,50 +176,25 @@ class PoissonArrivals:
             raise Invalid("request-rate", "rates are absent or negative", "give (time, rate of 0 or more) pairs")
         self._requests = requests
         self._chance = chance
-        self._left = chance.expovariate(1.0)  # integral of the rate until the next arrival, counted from `_at`
         self._at = self._rates[0][0]
-        self._next = self._find()
-        self._due: list[tuple[float, Request]] = []
-
-    def steer(self, at: float, rate: float) -> None:
-        """From `at` on the rate is `rate`; known later changes are dropped. `at` never goes back."""
-        self._collect(at)
-        self._left -= self._passed(self._at, at)
-        self._at = at
-        self._rates = [(at, rate)]
         self._next = self._find()
 
     def next_at(self) -> float:
-        return self._due[0][0] if self._due else self._next
+        return self._next
 
     def take(self, now: float, in_flight: int) -> list[tuple[float, Request]]:  # noqa: ARG002 (part of the protocol)
-        if now < self._next and not self._due:
-            return []
-        self._collect(now)
-        due, self._due = self._due, []
+        due = []
+        while self._next <= now:
+            due.append((self._next, next(self._requests)))
+            self._at = self._next
+            self._next = self._find()
         return due
 
-    def _collect(self, until: float) -> None:
-        while self._next <= until:
-            self._due.append((self._next, next(self._requests)))
-            self._at = self._next
-            self._left = self._chance.expovariate(1.0)
-            self._next = self._find()
-
-    def _ends(self) -> list[float]:
-        return [*(at for at, _ in self._rates[1:]), math.inf]
-
-    def _passed(self, start: float, end: float) -> float:
-        """Integral of the rate from `start` to `end`."""
-        total = 0.0
-        for (begin, rate), finish in zip(self._rates, self._ends(), strict=True):
-            total += rate * max(0.0, min(end, finish) - max(start, begin))
-        return total
-
     def _find(self) -> float:
-        """When the integral of the rate since `_at` reaches `_left`."""
-        left = self._left
-        for (begin, rate), finish in zip(self._rates, self._ends(), strict=True):
+        """When the integral of the rate since the last arrival reaches an exponential of mean 1."""
+        left = self._chance.expovariate(1.0)
+        ends = (*(at for at, _ in self._rates[1:]), math.inf)
+        for (begin, rate), finish in zip(self._rates, ends, strict=True):
             start = max(begin, self._at)
             if finish <= start or rate == 0.0:
                 continue
@@ -229,26 +205,39 @@ class PoissonArrivals:
 
 
 class ClosedLoop:
-    """So many clients, each of which sends its next request as soon as the last is answered."""
+    """So many clients, each of which sends its next request `turnaround` seconds after its last one was answered."""
 
-    def __init__(self, *, concurrency: int, requests: Iterator[Request], since: float = 0.0) -> None:
-        self.concurrency = concurrency
+    def __init__(
+        self, *, concurrency: int, requests: Iterator[Request], since: float = 0.0, turnaround: float = 0.0
+    ) -> None:
+        self._turnaround = turnaround
+        self._coming: deque[tuple[float, Request]] = deque()
+        self.become(concurrency, requests, since)
+
+    @property
+    def coming(self) -> int:
+        """Requests that are on their way and were not taken yet."""
+        return len(self._coming)
+
+    def become(self, concurrency: int, requests: Iterator[Request], since: float) -> None:
+        """From `since` on so many clients; those above the number leave as their requests finish."""
+        self._clients = concurrency
         self._requests = requests
-        self._since = since
-        self._begun = False
+        self._since = since if concurrency else math.inf  # a time that nobody comes at would never pass
 
     def next_at(self) -> float:
         """Only the first arrivals are known before an engine asks; later ones come when requests finish."""
-        return math.inf if self._begun or self.concurrency == 0 else self._since
-
-    def steer(self, at: float, concurrency: int) -> None:
-        """From `at` on so many clients; clients above the number leave as their requests finish."""
-        self.concurrency = concurrency
-        self._since = at
-        self._begun = False
+        return min(self._coming[0][0] if self._coming else math.inf, self._since)
 
     def take(self, now: float, in_flight: int) -> list[tuple[float, Request]]:
-        if now < self._since:
-            return []
-        self._begun = True
-        return [(now, next(self._requests)) for _ in range(self.concurrency - in_flight)]
+        taken = []
+        while self._coming and self._coming[0][0] <= now:
+            taken.append(self._coming.popleft())
+        begins = now >= self._since
+        if begins or (self._clients and math.isinf(self._since)):
+            self._since = math.inf  # from now on one comes whenever one has been answered
+            missing = self._clients - in_flight - len(taken) - len(self._coming)
+            at = now if begins else now + self._turnaround
+            sent = [(at, next(self._requests)) for _ in range(missing)]
+            (taken if at <= now else self._coming).extend(sent)
+        return taken
