@@ -163,7 +163,7 @@ def _dtype(given: Options, gpu: GpuKind) -> Dtype:
     if given.dtype is None:
         return Dtype.BFLOAT16 if gpu.bfloat16 else Dtype.FLOAT16
     dtype = Dtype(given.dtype)
-    if dtype is Dtype.BFLOAT16 and not gpu.bfloat16:
+    if not gpu.computes_in(dtype):
         raise Invalid("--dtype", f"{gpu.name} does not compute in bfloat16", "give float16 or float32")
     return dtype
 

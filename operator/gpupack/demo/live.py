@@ -8,14 +8,13 @@ the operator never sees.
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gpupack import catalog
-from gpupack.demo.stage import Stage, condition
+from gpupack.demo.stage import POOLS, SERVINGS, Stage, condition
 from gpupack.demo.view import GpuPicture, LiveView, Picture, ReplicaPicture, ServingPicture, Step
 from gpupack.facts.llm import Dtype
 from gpupack.facts.policy import Policy
@@ -329,12 +328,12 @@ def take_back(director: Director) -> TakenBack:
     stage = director.stage
     stage.cluster.kubectl("delete", "msv", "quick", "--wait=false")
     first = stage.state()["gpus"][0]["uuid"]
-    _patch(stage, "gpool", "default", {"spec": {"gpuUuids": [first]}})
-    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Manual"}, "replicas": 1}})
+    stage.patch(f"{POOLS}/default", {"spec": {"gpuUuids": [first]}})
+    stage.patch(f"{SERVINGS}/chat", {"spec": {"scaling": {"mode": "Manual"}, "replicas": 1}})
     title = "one engine, and a world that gets worse"
     stage.load(CHAT, rate=QUIET_RATE, **LOAD)
     director.watch(title, lambda now: now.engines_on(0) == 1 == len(now.state["engines"]), 30)
-    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Auto", "maxReplicas": 2}}})
+    stage.patch(f"{SERVINGS}/chat", {"spec": {"scaling": {"mode": "Auto", "maxReplicas": 2}}})
     director.wait(title, SETTLE_SECONDS)
     stage.steer("/interference", interference=WORSE)
     stage.load(CHAT, rate=BUSY_RATE, **LOAD)
@@ -371,13 +370,13 @@ def one_too_many(director: Director, as_clients: Callable[[float], None]) -> One
     `as_clients` measures for so many seconds over HTTP beside the bulk load, while two engines run.
     """
     stage = director.stage
-    _patch(stage, "msv", "chat", {"spec": {"scaling": {"mode": "Manual", "maxReplicas": None}, "replicas": 1}})
+    stage.patch(f"{SERVINGS}/chat", {"spec": {"scaling": {"mode": "Manual", "maxReplicas": None}, "replicas": 1}})
     chosen = int(stage.serving("chat")["status"]["replicasPerGpu"])
     shape = stage.serving("chat")["status"]["shape"]
     steps: list[Step] = []
     for replicas in range(1, chosen + 2):
         title = f"pinned: {replicas}, {'of' if replicas <= chosen else 'one more than the'} {chosen} that pay"
-        _patch(stage, "msv", "chat", {"spec": {"replicas": replicas}})
+        stage.patch(f"{SERVINGS}/chat", {"spec": {"replicas": replicas}})
         stage.load(CHAT, concurrency=round(1.1 * replicas * shape["maxNumSeqs"]), **LOAD)
         director.watch(title, lambda now, n=replicas: now.engines_on(0) == n == len(now.state["engines"]), 60)  # type: ignore[misc]
         director.wait(title, SETTLE_SECONDS)
@@ -426,7 +425,3 @@ def _measured(stage: Stage, replicas: int, shape: Mapping[str, Any]) -> Step:
         ttft=gpu["ttft_p95_seconds"],
         itl_slo=ITL_SLO,
     )
-
-
-def _patch(stage: Stage, kind: str, name: str, patch: Mapping[str, Any]) -> None:
-    stage.cluster.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(patch))

@@ -25,6 +25,8 @@ from gpupack.node.keeper import Keeper
 
 NODE_READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
+SERVINGS = "/apis/gpupack.dev/v1alpha1/namespaces/default/modelservings"
+POOLS = "/apis/gpupack.dev/v1alpha1/gpupools"
 ACCOUNT = "system:serviceaccount:gpupack-system:gpupack"
 OPERATOR = "operator"
 NODE = "node"
@@ -160,7 +162,7 @@ class Stage:
         return list(self.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)["items"])
 
     def pool(self, name: str = "default") -> dict[str, Any]:
-        return self.get(f"/apis/gpupack.dev/v1alpha1/gpupools/{name}")
+        return self.get(f"{POOLS}/{name}")
 
     def _start(self, program: str, *arguments: str) -> None:
         self._keeper.start(program, [sys.executable, "-m", "gpupack", *arguments])
