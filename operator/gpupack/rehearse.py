@@ -151,14 +151,15 @@ def _deployment(group: EngineGroup) -> Deployment:
 def costs(coefficients: Coefficients) -> EngineCosts:
     """The twin's own costs of that engine version.
 
-    Where coefficients were fitted to a profile, the three scales that a fit moves (a layer, a sequence, reading KV
-    cache) move the twin's costs by the same factors.
+    Where coefficients were fitted to a profile, the three scales that a fit moves (a step with its layers, a sequence,
+    reading KV cache) move the twin's costs by the same factors.
     """
     own = memory_system.VLLM_V1 if _is_v1(coefficients) else memory_system.VLLM_0_5
     base = calibration.coefficients(coefficients.engine_version)
-    layer = coefficients.host_per_layer / base.host_per_layer
+    layer = coefficients.gpu_per_layer / base.gpu_per_layer
     return replace(
         own,
+        host_per_step=own.host_per_step * layer,
         host_per_layer=own.host_per_layer * layer,
         rest_per_layer=own.rest_per_layer * layer,
         host_per_sequence=own.host_per_sequence * (coefficients.host_per_sequence / base.host_per_sequence),

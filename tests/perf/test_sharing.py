@@ -127,7 +127,7 @@ def test_a_group_offered_more_than_it_can_serve_is_full_and_has_no_time_to_first
 
 def test_a_shared_queue_waits_less_than_chance_by_connection() -> None:
     least, random = (
-        predict(H100, (group(replicas=3, batch=32, rate=65, router=router),), Sharing.MPS).groups[0]
+        predict(H100, (group(replicas=3, batch=32, rate=55, router=router),), Sharing.MPS).groups[0]
         for router in (Router.LEAST_LOADED, Router.RANDOM_CONNECTION)
     )
     assert least.ttft_mean is not None
@@ -184,7 +184,7 @@ def test_an_slo_that_nothing_meets_leaves_no_rate() -> None:
 
 def test_a_neighbours_slo_limits_the_rate_of_a_group() -> None:
     neighbour, asked = group("qwen3-4b", batch=32, rate=5), group(batch=256)
-    slo = Slo(itl=Seconds(0.009), ttft=None, statistic=Statistic.P95)
+    slo = Slo(itl=Seconds(0.0085), ttft=None, statistic=Statistic.P95)
     free = max_rate_within(H100, (asked, neighbour), 0, (None, None), Sharing.MPS)
     held = max_rate_within(H100, (asked, neighbour), 0, (None, slo), Sharing.MPS)
     assert 0 < held < free

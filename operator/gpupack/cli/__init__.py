@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "advise": ("gpupack.cli.advise", "the shape of an engine and how many of them one GPU should hold, under an SLO"),
     "predict": ("gpupack.cli.predict", "throughput, latency, memory and bandwidth of a setting, by the closed form"),
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
+    "validate": ("gpupack.cli.validate", "how far both are from published measurements, as a page with plots"),
     "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
     "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),

@@ -1,9 +1,11 @@
-"""Draws the frontier of (batch, replicas). Needs matplotlib, which is the extra `plot`."""
+"""Draws the frontier of (batch, replicas), and figures for pages. Needs matplotlib, which is the extra `plot`."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpupack.decide.advise import Advice
 from gpupack.decide.frontier import Point
@@ -13,11 +15,8 @@ from gpupack.perf.sharing import statistic_of
 from gpupack.units import milliseconds
 
 
-def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequence[Point]) -> None:
-    """Every pair that fits as a dot, one colour a count, the Pareto set as a line, the promise and the choice marked.
-
-    Raises Invalid where matplotlib is missing or the file cannot be written.
-    """
+def drawing() -> Any:
+    """matplotlib's pyplot, drawing to files only. Raises Invalid where it is missing."""
     try:
         import matplotlib
 
@@ -25,7 +24,27 @@ def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequen
         from matplotlib import pyplot
     except ImportError as missing:
         raise Invalid("--plot", "drawing needs matplotlib", "install it with: pip install 'gpupack[plot]'") from missing
+    return pyplot
 
+
+def svg(figure: Any) -> str:
+    """The figure as an SVG element to stand in a page; equal figures give equal text."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gpupack", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    drawing().close(figure)
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequence[Point]) -> None:
+    """Every pair that fits as a dot, one colour a count, the Pareto set as a line, the promise and the choice marked.
+
+    Raises Invalid where matplotlib is missing or the file cannot be written.
+    """
+    pyplot = drawing()
     figure, axes = pyplot.subplots(figsize=(8.0, 5.0), layout="constrained")
     most = max([advice.replicas_per_gpu, *(point.replicas for point in points if point.best)])
     points = [point for point in points if point.replicas <= most + 1]

@@ -48,7 +48,10 @@ class Cycle(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One engine with its traffic's lengths: what the formulas of a cycle need."""
+    """One engine with its traffic's lengths: what the formulas of a cycle need.
+
+    `bunched`: requests all alike that wait from the start go on beginning and ending together, as many as a step takes.
+    """
 
     engine: Engine
     input_mean: float
@@ -63,6 +66,7 @@ class Batch(NamedTuple):
     kv_tokens: int
     budget: int
     chunked: bool
+    bunched: bool
 
     @property
     def kv_starved(self) -> bool:
@@ -95,6 +99,8 @@ class Batch(NamedTuple):
         """
         some = min(1.0, prompts) if self.chunked and self.output_cv < ALIKE else -math.expm1(-prompts)
         needed = prompts * self.input_mean / self.room(running)
+        if self.bunched:
+            return min(1.0, max(needed, 1.0 / self.output_mean))
         return max(some, min(1.0, needed) if self.chunked else needed)
 
     def room(self, running: float) -> float:
@@ -175,4 +181,5 @@ def batch(gpu: GpuKind, group: EngineGroup) -> Batch:
         kv_tokens=kv_tokens,
         budget=shape.max_num_batched_tokens,
         chunked=shape.chunked_prefill,
+        bunched=group.request_rate is None and shape.chunked_prefill and lengths.output_cv < ALIKE,
     )

@@ -73,9 +73,7 @@ def fit_runs(
 
     scales = least_squares(residuals, len(free), robust=_ROBUST)
     left = residuals(scales)
-    return replace(
-        scaled(base, free, scales), error=Ratio(sum(abs(math.expm1(each)) for each in left) / len(left))
-    )
+    return replace(scaled(base, free, scales), error=Ratio(sum(abs(math.expm1(each)) for each in left) / len(left)))
 
 
 def misses(gpu: GpuKind, run: ObservedRun, coefficients: Coefficients) -> tuple[float, ...]:

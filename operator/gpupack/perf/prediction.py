@@ -17,8 +17,10 @@ class Coefficients:
 
     A step takes Z + D: Z is host time in which a sibling may use the GPU, D holds the GPU. `ingest_stalls` says whether
     running sequences wait while prompts are taken in (the API server shares the engine's process).
-    `output_per_sequence` is host time for the last step's output, which only a long step hides; `penalty_*` that of a
-    repetition penalty. `error` is what to expect on the GPU kind that they were `calibrated_on`.
+    `output_per_sequence` is host time for the last step's output, which only a long step hides. `host_per_step` is what
+    a step costs whatever the model. A repetition penalty adds `penalty_fixed` on the host and passes over
+    `penalty_entry_bytes` of every logit on the GPU. `error` is what to expect on the GPU kind that they were
+    `calibrated_on`.
     """
 
     engine_version: str
@@ -37,8 +39,9 @@ class Coefficients:
     weight_read_efficiency: Ratio = Ratio(0.96)
     ingest_stalls: bool = False
     output_per_sequence: Seconds = Seconds(0.0)
+    host_per_step: Seconds = Seconds(0.0)
     penalty_fixed: Seconds = Seconds(0.0)
-    penalty_per_sequence: Seconds = Seconds(0.0)
+    penalty_entry_bytes: int = 129
     calibrated_on: str = "H100-64GB"
 
 

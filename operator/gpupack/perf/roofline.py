@@ -3,10 +3,13 @@
 A step takes Z + D: Z on the host (launches, scheduling, sampling), in which a sibling can use the GPU, and D in which
 the step holds the GPU. Knows one engine alone; who else is on the GPU is `sharing`'s business.
 
-    D = gL L + sqrt((weights / (ew BW))^2 + (FLOP / F)^2) + contexts x KV bytes / (ea BW)
-    Z = zL L + z1 n + [prefill] (zp n + max(0, max(te L, zo n) - zL L - D))
+    D = gL L + sqrt((weights / (ew BW))^2 + (FLOP / F)^2) + contexts x KV bytes / (ea BW) + [penalty] n x V x 129 B / BW
+    Z = z0 + zL L + z1 n + [prefill] (zp n + max(0, max(te L, zo n) - z0 - zL L - D))
 
-with BW the DRAM peak and F the reached share of the tensor-core peak. The form was found on the published runs of
+with BW the DRAM peak, F the reached share of the tensor-core peak and V the vocabulary. A repetition penalty passes
+over every logit of every sequence: 129 bytes each, counted in vLLM 0.8.5's `apply_penalties` (two int64 histograms with
+their masks, and the fp32 factors and logits of each operation), which explains most of what Qwen2.5-7B needs there
+beyond other models. The form was found on the published runs of
 arXiv 2503.08311 (163 of one engine, three models), where each term had to help models that were left out: a corner
 rounded by squares between reading and computing predicts a left-out model better than the larger of the two.
 """
@@ -49,6 +52,8 @@ class Engine(NamedTuple):
     output_per_sequence: float
     eager_floor: float
     gpu_fixed: float
+    penalty_seconds: float
+    penalty_bytes: float
 
     def decode(self, running: float, context: float) -> Step:
         """Every running sequence of `context` tokens on average gets one token."""
@@ -56,25 +61,34 @@ class Engine(NamedTuple):
         dense = math.hypot(self.weight_seconds, running * (self.body_seconds + self.logits_seconds))
         return Step(
             self.host_fixed + self.host_per_sequence * running,
-            self.gpu_fixed + dense + contexts * self.kv_seconds,
-            self.weight_bytes + (contexts + running) * self.kv_bytes,
+            self.gpu_fixed + dense + contexts * self.kv_seconds + running * self.penalty_seconds,
+            self.weight_bytes + (contexts + running) * self.kv_bytes + running * self.penalty_bytes,
         )
 
     def prefill(self, prompts: float, tokens_each: float, running: float) -> Step:
         """A step of whole prompts alone, while `running` sequences wait."""
         tokens = prompts * tokens_each
         dense = math.hypot(self.weight_seconds, self._prefill_seconds(tokens, tokens_each))
-        return self._eager(self.host_fixed, self.gpu_fixed + dense, running, self.weight_bytes + tokens * self.kv_bytes)
+        return self._eager(
+            self.host_fixed,
+            self.gpu_fixed + dense + prompts * self.penalty_seconds,
+            running,
+            self.weight_bytes + tokens * self.kv_bytes + prompts * self.penalty_bytes,
+        )
 
     def mixed(self, running: float, context: float, tokens: float, prompt: float) -> Step:
         """A decode step that also computes `tokens` of prompts of `prompt` tokens each."""
         contexts = running * context
+        sampled = running + tokens / max(prompt, 1.0)
         flops = running * (self.body_seconds + self.logits_seconds) + self._prefill_seconds(tokens, prompt)
         return self._eager(
             self.host_fixed + self.host_per_sequence * running,
-            self.gpu_fixed + math.hypot(self.weight_seconds, flops) + contexts * self.kv_seconds,
+            self.gpu_fixed
+            + math.hypot(self.weight_seconds, flops)
+            + contexts * self.kv_seconds
+            + sampled * self.penalty_seconds,
             running,
-            self.weight_bytes + (contexts + running + tokens) * self.kv_bytes,
+            self.weight_bytes + (contexts + running + tokens) * self.kv_bytes + sampled * self.penalty_bytes,
         )
 
     def _prefill_seconds(self, tokens: float, prompt: float) -> float:
@@ -106,7 +120,8 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
     body = read - embedding
     weight_bytes = float(read * dtype.bytes_each)
     kv_bytes = float(llm.kv_bytes_per_token(dtype))
-    penalty = (coefficients.penalty_fixed, coefficients.penalty_per_sequence) if llm.sampling_penalty else (0.0, 0.0)
+    penalty_bytes = float(llm.vocabulary * coefficients.penalty_entry_bytes) if llm.sampling_penalty else 0.0
+    penalty_fixed = float(coefficients.penalty_fixed) if llm.sampling_penalty else 0.0
     return Engine(
         weight_bytes=weight_bytes,
         weight_seconds=weight_bytes / (coefficients.weight_read_efficiency * bandwidth),
@@ -115,10 +130,12 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
         body_seconds=2 * body / flops,
         logits_seconds=2 * embedding / flops,
         attention_seconds=4 * llm.attention_heads * llm.head_size * llm.layers / flops,
-        host_fixed=coefficients.host_per_layer * llm.layers + penalty[0],
-        host_per_sequence=coefficients.host_per_sequence + penalty[1],
+        host_fixed=coefficients.host_per_step + coefficients.host_per_layer * llm.layers + penalty_fixed,
+        host_per_sequence=float(coefficients.host_per_sequence),
         host_per_prefill_sequence=float(coefficients.host_per_prefill_sequence),
         output_per_sequence=float(coefficients.output_per_sequence),
         eager_floor=coefficients.eager_per_layer * llm.layers,
         gpu_fixed=coefficients.gpu_per_layer * llm.layers,
+        penalty_seconds=penalty_bytes / bandwidth,
+        penalty_bytes=penalty_bytes,
     )

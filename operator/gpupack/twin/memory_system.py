@@ -37,7 +37,7 @@ class ModelDims:
     `parameters` are those that every token meets (body, without embeddings), `output_parameters` those of the output
     matrix, which only sampled tokens meet. `weight_bytes` are read once a step: body and output matrix; of an input
     embedding that is not tied to it only rows are read. `kv_bytes_per_token` are those of all layers.
-    `sampling_penalty`: a repetition penalty is applied in every step.
+    `penalised_entries`: logits of a sequence over which a repetition penalty passes in every step, 0 without one.
     """
 
     layers: int
@@ -45,7 +45,7 @@ class ModelDims:
     weight_bytes: int
     kv_bytes_per_token: int
     output_parameters: int = 0
-    sampling_penalty: bool = False
+    penalised_entries: int = 0
 
     @classmethod
     def of(cls, llm: Llm, dtype: Dtype) -> ModelDims:
@@ -58,7 +58,7 @@ class ModelDims:
             output_parameters=embedding,
             weight_bytes=read * dtype.bytes_each,
             kv_bytes_per_token=llm.kv_bytes_per_token(dtype),
-            sampling_penalty=llm.sampling_penalty,
+            penalised_entries=llm.vocabulary if llm.sampling_penalty else 0,
         )
 
 
@@ -90,8 +90,10 @@ class EngineCosts:
     """True if that stops an engine which already decodes, False if it only delays its start."""
     penalty_per_step: float = 0.0
     """Host gap that a repetition penalty adds to a step."""
-    penalty_per_sequence: float = 0.0
-    """Host gap that a repetition penalty adds to a step, a sequence that gets a token."""
+    penalty_entry_bytes: int = 129
+    """Bytes that a repetition penalty moves on the GPU, a logit: counted in vLLM 0.8.5's `apply_penalties`."""
+    host_per_step: float = 0.0
+    """Host gap of every step, whatever the model."""
 
 
 VLLM_0_5 = EngineCosts(
@@ -116,7 +118,8 @@ and "other" do in its offline kernel breakdown. The rest are anchors: freeing th
 """
 
 VLLM_V1 = EngineCosts(
-    host_per_layer=64e-6,
+    host_per_step=2.1e-3,
+    host_per_layer=0.0,
     host_per_sequence=6e-6,
     host_per_sequence_at_prefill=3e-6,
     eager_per_layer=150e-6,
@@ -127,14 +130,13 @@ VLLM_V1 = EngineCosts(
     gemm_efficiency=0.607,
     ingest_per_request=1.12e-3,
     ingest_stalls=False,
-    penalty_per_step=0.76e-3,
-    penalty_per_sequence=10.9e-6,
+    penalty_per_step=0.15e-3,
 )
 """vLLM V1, from version 0.8.5 (arXiv 2508.08343, repository GPULLMAdapterOptimization).
 
-Fitted on its 24 calibration runs without adapters of 50 to 400 sequences, 1 % off on both models: the per-layer sum
-(93 us), the per-sequence sum (10 us), the ingest; what Qwen2.5-7B needs beyond Llama-3.1-8B is put down to the
-repetition penalty in its generation config. How the sums part, and steps with prefill, were not measured there:
+Fitted on its calibration runs without adapters, 2.1 % off in throughput and 2.5 % in ITL: host time of a step, the
+per-sequence sum (10 us), the ingest. What Qwen2.5-7B needs beyond Llama-3.1-8B is the repetition penalty in its
+generation config, by the bytes that it moves. How the sums part, and steps with prefill, were not measured there:
 elsewhere expect 10 to 15 %.
 """
 
@@ -198,15 +200,18 @@ class StepTimer:
         self._output = 2.0 * model.output_parameters / flops
         self.attention_per_token = model.kv_bytes_per_token / (bandwidth * costs.attention_efficiency)
         self.attention_dram_share = costs.attention_efficiency
-        penalised = 1.0 if model.sampling_penalty else 0.0
-        self._host = costs.host_per_layer * model.layers + penalised * costs.penalty_per_step
-        self._host_per_sequence = costs.host_per_sequence + penalised * costs.penalty_per_sequence
+        penalty = model.penalised_entries * costs.penalty_entry_bytes / bandwidth
+        self._host = costs.host_per_step + costs.host_per_layer * model.layers
+        self._host += costs.penalty_per_step if penalty else 0.0
+        self._host_per_sequence = costs.host_per_sequence
         self._host_at_prefill = costs.host_per_sequence_at_prefill
         self._eager = costs.eager_per_layer * model.layers
         self._rest = costs.rest_per_layer * model.layers
-        self._rest_per_sequence = costs.rest_per_sequence
+        self._rest_per_sequence = costs.rest_per_sequence + penalty
         self._layer_rest_share = min(1.0, _LAYER_REST_BYTES_PER_SECOND / bandwidth)
-        self._sequence_rest_share = min(1.0, _SEQUENCE_REST_BYTES_PER_SECOND / bandwidth)
+        sampling_share = min(1.0, _SEQUENCE_REST_BYTES_PER_SECOND / bandwidth)
+        dram = costs.rest_per_sequence * sampling_share + penalty
+        self._sequence_rest_share = dram / self._rest_per_sequence if dram else 0.0
 
     def alone(self, engine: Engine) -> tuple[float, float, float, float]:
         """Seconds of (host gap, GEMMs, attention, rest) of the engine's step under way, on an otherwise idle GPU.

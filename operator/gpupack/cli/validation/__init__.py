@@ -1,0 +1,1 @@
+"""How far predictions and the twin are from published measurements: the data, the comparison, the page."""
