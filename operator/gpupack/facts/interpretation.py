@@ -28,7 +28,7 @@ from gpupack.facts.observation import (
     ReplicaSeen,
     ServiceSeen,
 )
-from gpupack.facts.placement import Placement, Plan
+from gpupack.facts.placement import Plan
 from gpupack.facts.policy import Policy
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Serving, ServingKey
@@ -126,17 +126,6 @@ class Facts:
     appraisals: Mapping[ServingKey, Appraisal] = field(default_factory=dict)
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
-
-
-def is_same(replica: ReplicaSeen, placement: Placement) -> bool:
-    return (
-        replica.slot == placement.slot
-        and replica.serving == placement.serving
-        and replica.gpu_uuid == placement.gpu_uuid
-        and replica.template_hash == placement.template_hash
-        and replica.shape == placement.shape
-        and replica.sharing is placement.sharing
-    )
 
 
 def is_leaving(replica: ReplicaSeen) -> bool:
@@ -251,8 +240,8 @@ def _known(measured: Measured, at: Seconds, limit: float) -> Known:
     """The value if it may be used at `at`; older than `limit` seconds is stale, below zero is no measurement."""
     if isinstance(measured, Missing):
         return measured
+    if 0.0 <= measured.value < math.inf and at - measured.at <= limit:
+        return measured.value
     if not math.isfinite(measured.value) or measured.value < 0:
         return Missing(cause=Cause.NOT_FINITE, origin=measured.origin)
-    if at - measured.at > limit:
-        return Missing(cause=Cause.STALE, origin=measured.origin)
-    return measured.value
+    return Missing(cause=Cause.STALE, origin=measured.origin)
