@@ -12,10 +12,12 @@ import pytest
 from gpupack.errors import Invalid
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.observation import Cause, Holder, Measured, Missing, Phase
+from gpupack.facts.placement import Plan
 from gpupack.facts.serving import Serving, Sharing
 from gpupack.kube import labels, manifests
 from gpupack.kube.observe import POOLS, PROFILES, SERVINGS, Lookups, Mirrors, Scene, scene_of
-from gpupack.plan import ApplyClaim
+from gpupack.kube.pool_resource import pool_status_to_dict
+from gpupack.plan import ApplyClaim, PoolStatus
 from gpupack.units import Seconds
 
 from . import objects, tiny_api
@@ -240,6 +242,40 @@ async def test_a_pod_of_ours_whose_marks_were_changed_still_holds_the_gpus_of_it
     assert seen.replicas == ()
     name = f"{KEY.namespace}/{body['metadata']['name']}"
     assert seen.holders == (Holder(gpu_uuid=GPU, kind="Pod", name=name),)
+
+
+CHANGES = [
+    pytest.param({"labels": {labels.SERVING: None}}, id="label gone"),
+    pytest.param({"labels": {labels.MANAGER: None, labels.POOL: None}}, id="not managed"),
+    pytest.param({"labels": {labels.SLOT: "7"}}, id="another slot"),
+    pytest.param({"labels": {labels.GPU: OTHER_GPU}}, id="another GPU"),
+    pytest.param({"annotations": {labels.SHAPE: "nonsense"}}, id="broken note"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_planned_pod_whose_marks_were_changed_is_what_the_plan_says(
+    server: TinyApi, change: dict[str, dict[str, str | None]]
+) -> None:
+    start = objects.start(objects.read(objects.model_serving()))
+    plan = Plan(placements=(start.placement,))
+    status = pool_status_to_dict(
+        PoolStatus(plan=plan, gpus=2, gpus_in_use=1, replicas=1, conditions=()), (), now=objects.AT, generation=1
+    )
+    server.put(POOLS, objects.gpu_pool(status))
+    body = replica()
+    for part, edits in change.items():
+        for key, value in edits.items():
+            body["metadata"][part].pop(key)
+            if value is not None:
+                body["metadata"][part][key] = value
+    server.put(PODS, body)
+    seen = await scene(server)
+    (only,) = seen.replicas
+    assert (only.gpu_uuid, only.slot, only.shape, only.marked) == (GPU, start.placement.slot, objects.SHAPE, False)
+    assert only.serving == KEY
+    assert seen.holders == ()
+    assert [each.cpu_cores_of_others for each in seen.nodes] == [0.0, 0.0]
 
 
 async def test_a_pod_of_a_device_plugin_and_a_claim_of_others_hold_gpus(server: TinyApi) -> None:

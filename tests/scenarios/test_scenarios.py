@@ -77,6 +77,7 @@ def story_of(text: str) -> Story:
             GpuSeen(
                 gpu=devices[name], node_ready=fields.get("nodeReady", True),
                 dram_active=_measured(fields.get("dramActive", 0.0)), fb_used=_measured(0.0), power=_measured(100.0),
+                cordoned=fields.get("cordoned", False),
             )
             for name, fields in gpus.items()
         ),

@@ -225,7 +225,7 @@ def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: i
     if serving.mode is Mode.ADVISE and not planned:
         return _condition(ConditionType.READY, Truth.FALSE, "AdviseOnly", "In Advise mode nothing is started.")
     if serving.mode is Mode.SUSPEND and ready == 0:
-        return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED, explain.suspended(planned))
+        return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED.value, explain.suspended(planned))
     message = explain.ready(ready, max(planned, ready))
     if ready == 0:
         reason = "Starting" if planned else "NotPlaced"
@@ -331,7 +331,7 @@ def _window(engine: EngineFacts, policy: Policy) -> Traffic | None:
 def _progressing(board: Board, serving: Serving) -> Condition:
     if serving.mode is Mode.SUSPEND:
         message = explain.suspended(len(board.of[serving.key]))
-        return _condition(ConditionType.PROGRESSING, Truth.FALSE, Step.SUSPENDED, message)
+        return _condition(ConditionType.PROGRESSING, Truth.FALSE, Step.SUSPENDED.value, message)
     coming = sum(1 for each in board.of[serving.key] if not board.is_ready(each))
     if serving.mode is Mode.ACTIVE and not is_settled(board, serving.key):
         reason = "Starting" if coming else "Stopping"
