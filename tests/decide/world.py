@@ -103,7 +103,8 @@ def itl(serving: Serving, shape: Shape, kind: GpuKind, engines: int, running: in
 class World:
     """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`.
 
-    Engines that share a GPU are `interference` times slower than the model says.
+    Engines that share a GPU are `interference` times slower than the model says, those of a shape in `spoilt` so many
+    times.
     `live_lengths` are what requests really have (input and output tokens) where that is not what was declared, and
     `is_open` says that requests come as they like, not when the answer before them is there.
     """
@@ -131,6 +132,7 @@ class World:
         self.blind: dict[str, Cause] = {}
         self.is_open = True
         self.interference = 1.0
+        self.spoilt: dict[Shape, float] = {}
         self.live_lengths: dict[ServingKey, tuple[float, float]] = {}
         self.holders: list[Holder] = []
         self.refused: list[Refused] = []
@@ -388,18 +390,19 @@ class World:
     def _rate(self, pod: Pod) -> float:
         uuid = pod.placement.gpu_uuid
         ready = self._sharers(uuid)
-        return finish_rate(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready) / self._slowed(ready)
+        return finish_rate(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready) / self._slowed(pod)
 
     def _sharers(self, uuid: str) -> int:
         return max(1, sum(1 for each in self.on(uuid) if each.phase is Phase.READY))
 
-    def _slowed(self, engines: int) -> float:
-        return self.interference if engines > 1 else 1.0
+    def _slowed(self, pod: Pod) -> float:
+        shared = self.interference if self._sharers(pod.placement.gpu_uuid) > 1 else 1.0
+        return shared * self.spoilt.get(pod.placement.shape, 1.0)
 
     def _itl(self, pod: Pod) -> float:
         uuid, running = pod.placement.gpu_uuid, max(1, round(self._running(pod)))
         ready = self._sharers(uuid)
-        return itl(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready, running) * self._slowed(ready)
+        return itl(pod.serving, pod.placement.shape, self.gpus[uuid].kind, ready, running) * self._slowed(pod)
 
     def advance(self, seconds: float = TICK) -> None:
         self.at += seconds

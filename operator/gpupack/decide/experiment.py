@@ -26,7 +26,7 @@ from gpupack.facts.experiment import Compared, Experiment, Judgement, Standing, 
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.observation import Missing
 from gpupack.facts.placement import ChosenShape, FormerShape, Placement
-from gpupack.facts.serving import Mode, ScalingMode, ServingKey, Statistic
+from gpupack.facts.serving import Mode, ScalingMode, ServingKey, Shape, Statistic
 from gpupack.perf.prediction import GpuPrediction
 from gpupack.plan import Step, Unit
 from gpupack.units import Ratio, Seconds, percent
@@ -35,6 +35,10 @@ CLOSED = ""
 """The company of an experiment that is over, whatever its judgement."""
 ITL, TTFT, RUNNING, WAITING = "inter-token latency", "time to first token", "running", "waiting"
 DRAM, THROUGHPUT, CAPACITY = "DRAM active", "gain of throughput", "gain of throughput at full batches"
+
+
+Off = dict[tuple[ServingKey, Shape], float]
+"""Measured inter-token latency over what the model says of the same batches, by serving and shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ def company(mix: Mix) -> str:
 def judge(board: Board, floors: Mapping[ServingKey, int]) -> tuple[TakenBack, ...]:
     """Judge what is due, take back what did harm, and drop what is no longer told.
 
-    `floors` are the counts that the user asks for at least.
+    `floors` are the counts that the user asks for at least. A verdict is the one step of its GPU in this tick.
     """
     taken_back = []
     for uuid in sorted(board.experiments):
@@ -110,6 +114,8 @@ def judge(board: Board, floors: Mapping[ServingKey, int]) -> tuple[TakenBack, ..
         if not _is_due(board, experiment):
             continue
         board.experiments[uuid], undone = _concluded(board, experiment, floors)
+        if board.experiments[uuid].judgement is not experiment.judgement:
+            board.touched.add(uuid)
         if undone is not None:
             taken_back.append(undone)
     _drop(board)
@@ -185,23 +191,25 @@ def _concluded(
     if experiment.step != Step.ADDED and chosen is not None and chosen.was is not None:
         placements = _shape_back(board, judged, chosen, chosen.was)
         beside = f"{ANOTHER_SHAPE} {neighbours(board, board.mix(experiment.gpu_uuid))}"
+        _remember(board, experiment.serving, judged, found.harm, beside)
     else:
         placements = _steps_of(board, experiment, floors)
         for placement in placements:
             board.remove(placement)
-        beside = neighbours(board, board.mix(experiment.gpu_uuid))
+            beside = neighbours(board, board.mix(experiment.gpu_uuid))
+            _remember(board, placement.serving, judged, found.harm, beside)
     if not placements:
         return replace(judged, why="it stays, because it is among the replicas that the user asks for at least"), None
-    for key in sorted({each.serving for each in placements}):
-        _remember(board, key, judged, found.harm, beside)
     judged = replace(judged, undone=True)
     return judged, TakenBack(experiment=judged, harm=found.harm, placements=placements)
 
 
 def _steps_of(board: Board, experiment: Experiment, floors: Mapping[ServingKey, int]) -> tuple[Placement, ...]:
-    """The placements of these steps that may be given up, the last first."""
+    """The placements of these steps that may be given up, the last first; the first engine of a GPU stays."""
     steps = [each for each in board.on[experiment.gpu_uuid] if each.planned_at >= experiment.began_at]
     steps.sort(key=lambda each: (-each.planned_at, each.serving, -each.slot))
+    if not experiment.before:
+        steps.pop()
     left = {key: len(board.of[key]) for key in {each.serving for each in steps}}
     given_up = []
     for each in steps:
@@ -291,12 +299,12 @@ def _judged(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[
     arrived = under_its_arrivals(board, kind, seen)
     error = 0.0 if was else float(arrived.error)
     latencies, missed = [], []
-    now: dict[ServingKey, float] = {}
+    now: Off = {}
     for each, expected in zip(seen, model, strict=True):
         if each.itl is None:
             continue
-        now[each.kin.serving] = each.itl / expected
-        corrected = Seconds(expected * was.get(each.kin.serving, 1.0))
+        now[each.kin.serving, each.kin.shape] = each.itl / expected
+        corrected = Seconds(expected * _off_of(was, each.kin, 1.0))
         compared = _compared(ITL, str(each.kin.serving), corrected, each.itl, Unit.SECONDS)
         latencies.append(compared)
         if each.itl > corrected * (1 + tolerance + error):
@@ -322,8 +330,16 @@ def _least_of(predicted: float, board: Board) -> float:
     return max(half, (1 + predicted) * (1 - policy.prediction_tolerance) - 1)
 
 
-def _off_before(experiment: Experiment) -> dict[ServingKey, float]:
-    return {each.serving: each.off for each in experiment.before if each.off is not None}
+def _off_before(experiment: Experiment) -> Off:
+    return {(each.serving, each.shape): each.off for each in experiment.before if each.off is not None}
+
+
+def _off_of(off: Off, kin: Kin, otherwise: float) -> float:
+    """How far the model is off on these engines, or on those of the same serving with another shape."""
+    own = off.get((kin.serving, kin.shape))
+    if own is not None:
+        return own
+    return next((each for (serving, _), each in off.items() if serving == kin.serving), otherwise)
 
 
 def _gain(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen]) -> Compared | None:
@@ -371,10 +387,10 @@ def _harm(
     kind: GpuKind,
     seen: Sequence[Seen],
     gain: Compared | None,
-    now: Mapping[ServingKey, float],
+    now: Off,
 ) -> tuple[Compared | None, str]:
     """What speaks against leaving it, or why it stays."""
-    if not experiment.before:
+    if not experiment.before and sum(each.engines for each in seen) == 1:
         return None, "it stays, because it has the GPU to itself"
     least = 0.0 if experiment.step != Step.ADDED else board.facts.policy.least_marginal_gain
     raised = gain or _capacity_gain(board, experiment, kind, seen, now)
@@ -386,37 +402,41 @@ def _harm(
     return None, f"it stays, because it raised what the GPU can do by {percent(raised.measured):.0f} % all the same"
 
 
-def _capacity_gain(
-    board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen], now: Mapping[ServingKey, float]
-) -> Compared:
+def _capacity_gain(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen], now: Off) -> Compared:
     """What the GPU can do at full batches, after over before, in lone engines: the model, by how far it is off.
 
     A step that takes twice as long as the model says does half as much. Where nothing was measured before, the model
-    was off by as much as it is now: no harm is made of what nobody saw.
+    was off by as much as it is now, as far as it is believed to err: no harm is made of what nobody saw. Engines that
+    came to an empty GPU together are held against the first of them alone.
     """
-    was = _off_before(experiment)
-    before, after = mix_before(board, experiment.before), tuple((each.kin, each.engines) for each in seen)
+    was, after = _off_before(experiment), tuple((each.kin, each.engines) for each in seen)
+    before = _baseline(board, experiment, seen)
+    least = 1.0 + board.prospects.full(kind, after).error
+    then = {key: min(off, least) for key, off in now.items()} | was
 
-    def worth(mix: Mix, off: Mapping[ServingKey, float], otherwise: Mapping[ServingKey, float]) -> float:
+    def worth(mix: Mix, off: Off) -> float:
         full = board.prospects.full(kind, mix)
         return sum(
-            group.output_tokens_per_second
-            / _alone(board, kind, kin)
-            / off.get(kin.serving, otherwise.get(kin.serving, 1.0))
+            group.output_tokens_per_second / _alone(board, kind, kin) / _off_of(off, kin, 1.0)
             for (kin, _), group in zip(mix, full.groups, strict=True)
         )
 
-    gained = worth(after, now, was) / worth(before, was, now) - 1.0
+    gained = worth(after, now) / worth(before, then) - 1.0
     predicted = gained if experiment.gain is None else experiment.gain
     return _compared(CAPACITY, experiment.gpu_uuid, predicted, gained, Unit.RATIO)
 
 
+def _baseline(board: Board, experiment: Experiment, seen: Sequence[Seen]) -> Mix:
+    """What stood there before the steps; of engines that came to an empty GPU together the first."""
+    return mix_before(board, experiment.before) or ((seen[0].kin, 1),)
+
+
 def _broken_promise(
-    board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen], now: Mapping[ServingKey, float]
+    board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen], now: Off
 ) -> Compared | None:
     """The first engine whose inter-token latency breaks its promise, and would keep it without the step."""
     was = _off_before(experiment)
-    before = mix_before(board, experiment.before)
+    before = _baseline(board, experiment, seen)
     without = board.prospects.loaded(kind, before, _rates_without(board, experiment, before))
     kept = {kin.serving: group for (kin, _), group in zip(before, without.groups, strict=True)}
     for each in seen:
@@ -427,7 +447,9 @@ def _broken_promise(
         if measured is None or measured <= slo.itl:
             continue
         alone = kept.get(key)
-        expected = slo.itl if alone is None else itl_of(alone, slo) * was.get(key, now.get(key, 1.0))
+        expected = (
+            slo.itl if alone is None else itl_of(alone, slo) * _off_of(was, each.kin, _off_of(now, each.kin, 1.0))
+        )
         if expected <= slo.itl:
             return _compared(f"{ITL} {slo.statistic.value}", str(key), expected, measured, Unit.SECONDS)
     return None
