@@ -221,6 +221,15 @@ def test_few_samples_are_kept_however_long_an_engine_runs() -> None:
     assert len(history._load) <= 170
 
 
+def test_a_clock_that_goes_back_begins_anew_and_what_was_seen_later_than_now_is_not_current() -> None:
+    history = _watched(60.0)
+    assert _cause(history.seen("chat", 30.0, TIMING).running) is Cause.STALE
+    history.add(30.0, _page(62.0), TIMING)
+    assert _cause(history.seen("chat", 30.0, TIMING).windows[0].arrivals) is Cause.TOO_SHORT
+    _watched(100.0, history=history, since=32.0)
+    assert _value(history.seen("chat", 100.0, TIMING).windows[0].arrivals) == pytest.approx(5.0)
+
+
 def _gpu(value: float) -> tuple[GpuPage, ...]:
     return (GpuPage(uuid="GPU-1", dram_active=value, fb_used=1.0, power=100.0),)
 

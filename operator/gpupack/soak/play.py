@@ -35,6 +35,8 @@ START = 1_795_000_000.0
 POOL = Key("gpupools", "", "default")
 OVERHEAD = 700 * MIB
 """What an engine holds beside weights and KV cache: less than is planned for, as on the servers that were measured."""
+GONE_TICKS = 20
+"""So long after everything was deleted nothing may be left."""
 BLOCK_TOKENS = 16
 
 Tell = Callable[[str], None]
@@ -172,7 +174,8 @@ class _Game:
             self._pages.turn()
             wrote = self._operate()
             self.rules.after_tick(self.tick, wrote=wrote)
-        self.rules.at_end()
+        if history.ticks >= history.deleted_at + GONE_TICKS:
+            self.rules.at_end()
 
     def _say(self, sentence: str) -> None:
         if self._tell is not None:

@@ -27,12 +27,14 @@ from gpupack.twin.api_server import ApiServer, Json, Key, parse
 from gpupack.twin.cluster import Cluster
 from gpupack.units import PerSecond
 
-BLIND_TICKS = 5
-"""An engine that told nothing for so many ticks is unknown to everybody: three periods and some grace."""
+BLIND_TICKS = 4
+"""An engine that told nothing for so many ticks is unknown to everybody: its last page is older than three periods."""
 STILL_TICKS = 30
 """So long before the end of the calm nothing may be planned or written any more."""
 LOOSE = 1.10
 """Predictions are made with rates and lengths rounded to five per cent: a promise broken by less was kept."""
+SEEN_SECONDS = 200.0
+"""No watch is late by more: what was so for longer, the operator knows."""
 CHANGES_AN_HOUR = 12
 POOL = Key("gpupools", "", "default")
 
@@ -114,14 +116,10 @@ class Rules:
         serves = pod is not None and pod.ready and metadata["labels"].get(labels.IN_SERVICE) == labels.TRUE
         if serves and name in self.names():
             raise Broken("what is planned stays", f"{name} serves, is planned, and gets a {verb}")
-        if serves and verb == "delete" and pod is not None and pod.engine.running > 0 and self._is_known_ready(key):
+        if serves and verb == "delete" and pod is not None and self._server.now - pod.ready_since > SEEN_SECONDS:
             raise Broken("drain first", f"{name} is stopped while it is in its Service")
         if verb == "delete":
             self._own_stops.add(metadata["uid"])
-
-    def _is_known_ready(self, key: Key) -> bool:
-        pod = self._cluster.pods[key]
-        return self._cluster.server.now - pod.ready_since > 200.0
 
     # At every decision.
 

@@ -119,12 +119,12 @@ class ApiServer:
         if key.resource in ("pods", "resourceclaims") and self._asked(there) != body["spec"]:
             raise Refusal(422, "Invalid", f"{key.resource} {key.name}: spec is immutable")
         old = there["metadata"]
-        merged = {
-            **old,
-            "labels": {**old.get("labels", {}), **metadata.get("labels", {})},
-            "annotations": {**old.get("annotations", {}), **metadata.get("annotations", {})},
-            "ownerReferences": metadata.get("ownerReferences", []),
-        }
+        merged = dict(old)
+        for field in ("labels", "annotations"):
+            if field in metadata:
+                merged[field] = {**old.get(field, {}), **metadata[field]}
+        if "ownerReferences" in metadata:
+            merged["ownerReferences"] = metadata["ownerReferences"]
         spec = there["spec"] if key.resource == "pods" else body["spec"]
         return self.update(key, {**there, "metadata": merged, "spec": spec})
 

@@ -1,0 +1,61 @@
+"""Engines as rates: what flows in flows out, up to what the engine can do."""
+
+from __future__ import annotations
+
+from gpupack.twin.fluid import Flow, FluidEngine, Model, advance
+
+MODEL = Model(weight_bytes=2_500_000_000, kv_bytes_per_token=32768, overhead_bytes=700_000_000)
+FLOW = Flow(rate=0.0, clients=0, input_tokens=512.0, output_tokens=256.0)
+BANDWIDTH = 3.35e12
+
+
+def engine() -> FluidEngine:
+    return FluidEngine(name="engine", model=MODEL, slots=64, kv_bytes=8 << 30)
+
+
+def test_a_load_that_it_can_carry_leaves_no_queue() -> None:
+    one = engine()
+    for _ in range(20):
+        advance([(one, FLOW, 50.0)], 5.0, BANDWIDTH, 0.05)
+    assert one.finished == 1000.0
+    assert one.waiting == 0
+    assert 0 < one.running < 64
+
+
+def test_more_than_it_can_do_piles_up_at_full_batch() -> None:
+    one = engine()
+    for _ in range(20):
+        advance([(one, FLOW, 2000.0)], 5.0, BANDWIDTH, 0.05)
+    assert one.running == 64
+    assert one.waiting > 10_000
+
+
+def test_siblings_slow_each_other_down() -> None:
+    alone, one, other = engine(), engine(), engine()
+    for _ in range(20):
+        advance([(alone, FLOW, 2000.0)], 5.0, BANDWIDTH, 0.05)
+        advance([(one, FLOW, 2000.0), (other, FLOW, 2000.0)], 5.0, BANDWIDTH, 0.05)
+    assert one.finished < alone.finished < one.finished + other.finished
+
+
+def test_clients_that_wait_keep_the_number_inside_constant() -> None:
+    one = engine()
+    one.closed = True
+    flow = Flow(rate=0.0, clients=100, input_tokens=512.0, output_tokens=256.0)
+    inside = set()
+    for _ in range(10):
+        advance([(one, flow, 0.0)], 5.0, BANDWIDTH, 0.05)
+        inside.add(one.running + one.waiting)
+    assert inside == {100.0}
+
+
+def test_a_restart_loses_every_counter() -> None:
+    one = engine()
+    advance([(one, FLOW, 50.0)], 5.0, BANDWIDTH, 0.05)
+    one.restart()
+    assert (one.finished, one.running, one.itl.count) == (0.0, 0.0, 0.0)
+
+
+def test_bandwidth_is_never_read_above_its_peak() -> None:
+    engines = [(engine(), FLOW, 5000.0) for _ in range(6)]
+    assert max(advance(engines, 5.0, BANDWIDTH, 0.0) for _ in range(10)) <= 1.0
