@@ -95,7 +95,7 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
     known = [engine for _, engine in engines if engine is not None and _has_rate(engine, facts.policy)]
     if not known:
         declared = serving.declared_rate
-        asked = 1 if declared is None else _smallest(float(declared), 0.0, capacity, facts.policy)
+        asked = 1 if declared is None else _smallest(float(declared), 0.0, planned, capacity, facts.policy)
         first = max(floor, min(asked, max(most, planned) + 1))
         return Demand(basis=Basis.DECLARED, wanted=max(planned, first), floor=floor, spare=False)
     leaving = [facts.engines[each.name] for each in replicas if is_leaving(each) and each.name in facts.engines]
@@ -133,9 +133,9 @@ def _measured(
         basis = Basis.CLOSED_LOOP
     else:
         rate = max(rate, _surely(known))
-        needed = _smallest(rate, waiting, capacity, policy)
+        needed = _smallest(rate, waiting, planned, capacity, policy)
         perhaps = _perhaps(known, policy)
-        look_again = perhaps > rate and needed <= planned < _smallest(perhaps, waiting, capacity, policy)
+        look_again = perhaps > rate and needed <= planned < _smallest(perhaps, waiting, planned, capacity, policy)
         spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
         basis = Basis.ARRIVALS
         if needed <= planned and _queues_pile_up(serving, facts, planned):
@@ -196,17 +196,17 @@ def _at_least(seen: Iterable[tuple[Sequence[Gap], float]], errors: float) -> flo
     return rate - errors * math.sqrt(variance)
 
 
-def _smallest(rate: float, waiting: float, capacity: Capacity, policy: Policy) -> int:
-    """The least count that carries `rate` at the target utilisation and drains `waiting` in time.
+def _smallest(rate: float, waiting: float, planned: int, capacity: Capacity, policy: Policy) -> int:
+    """The least count from the planned one up that carries `rate` at the target utilisation and drains `waiting` in
+    time.
 
     Counts are doubled and then halved between, because capacity grows with the count.
     """
+    low = max(1, planned)
     needed = rate / policy.target_utilization + waiting / policy.drain_queue
-    if needed <= 0 or capacity(1) >= needed:
-        return 1
-    if capacity(1) <= 0:
-        return 1
-    low, high = 1, 2
+    if needed <= 0 or capacity(low) >= needed or capacity(low) <= 0:
+        return low
+    high = 2 * low
     while capacity(high) < needed and high < CAPACITY_MOST:
         low, high = high, high * 2
     while high - low > 1:

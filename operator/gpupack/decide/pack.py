@@ -89,15 +89,18 @@ Check = Callable[[Candidate], Iterable[Verdict]]
 
 
 def objections(candidate: Candidate) -> tuple[Verdict, ...]:
-    """Everything against this replica on this GPU, in the order of `Reason`.
+    """Everything against this replica on this GPU, in the order of `Reason`, which is that of the checks.
 
     What engines would do together is asked only where the GPU is gpupack's and all of them are known.
     """
-    found = [verdict for check in SIMPLE for verdict in check(candidate)]
+    found: list[Verdict] = []
+    for check in SIMPLE:
+        found.extend(check(candidate))
     ours = not any(each.reason is Reason.HELD_BY_OTHERS for each in found)
-    if ours and candidate.before and candidate.board.prospects.knows(candidate.after):
-        found.extend(verdict for check in TOGETHER for verdict in check(candidate))
-    return tuple(sorted(found, key=lambda each: ORDER[each.reason]))
+    if ours and candidate.before and candidate.board.prospects.knows(candidate.before):
+        for check in TOGETHER:
+            found.extend(check(candidate))
+    return tuple(found)
 
 
 def data_missing(candidate: Candidate) -> Iterable[Verdict]:
@@ -569,8 +572,13 @@ def _load(board: Board, uuid: str) -> float:
 
 def _listed(tried: list[Tried]) -> tuple[Verdict, ...]:
     """Every objection once, in the order of reasons and then of subjects."""
-    unique = dict.fromkeys(verdict for _, against in tried for verdict in against)
-    return tuple(sorted(unique, key=lambda each: (ORDER[each.reason], each.subject, each.detail)))
+    places: dict[tuple[int, str, str], list[Verdict]] = {}
+    for _, against in tried:
+        for verdict in against:
+            said = places.setdefault((ORDER[verdict.reason], verdict.subject, verdict.detail), [])
+            if verdict not in said:
+                said.append(verdict)
+    return tuple(verdict for place in sorted(places) for verdict in places[place])
 
 
 def went_past(board: Board, serving: Serving) -> tuple[Reason, ...]:

@@ -106,7 +106,7 @@ class Prospects:
         self._known: dict[Mix, bool] = {}
         self._full: dict[tuple[str, Mix], GpuPrediction] = {}
         self._worth: dict[tuple[str, Mix], float] = {}
-        self._alone: dict[tuple[str, Kin], float] = {}
+        self._alone: dict[str, dict[Kin, float]] = defaultdict(dict)
         self._alike: dict[str, dict[tuple[Kin, int, float | None], Alike]] = defaultdict(dict)
         self._memory: dict[tuple[str, Kin], Bytes] = {}
         self._most: dict[tuple[str, Kin], float] = {}
@@ -159,17 +159,12 @@ class Prospects:
         """
         found = self._worth.get((kind.name, mix))
         if found is None:
-            found = 0.0
+            found, alone = 0.0, self._alone[kind.name]
             for (kin, _), group in zip(mix, self.full(kind, mix).groups, strict=True) if mix else ():
-                found += group.total_tokens_per_second / self._lone_tokens(kind, kin)
+                if kin not in alone:
+                    alone[kin] = self.full(kind, ((kin, 1),)).total_tokens_per_second
+                found += group.total_tokens_per_second / alone[kin]
             self._worth[kind.name, mix] = found
-        return found
-
-    def _lone_tokens(self, kind: GpuKind, kin: Kin) -> float:
-        """Tokens a second of one engine that has the GPU to itself and is kept full."""
-        found = self._alone.get((kind.name, kin))
-        if found is None:
-            found = self._alone[kind.name, kin] = self.full(kind, ((kin, 1),)).total_tokens_per_second
         return found
 
     def memory_of(self, kind: GpuKind, kin: Kin) -> Bytes:

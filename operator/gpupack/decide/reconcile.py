@@ -6,7 +6,7 @@ was lost is built anew from the replicas' labels and restarts nothing. Data that
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -170,6 +170,9 @@ def _decide(
         if each.key not in appraisals
     ]
     board.release()
+    against: dict[ServingKey, list[Verdict]] = defaultdict(list)
+    for key, verdict in verdicts:
+        against[key].append(verdict)
     moved = {each.gpu_uuid for each in {*board.placements} ^ {*(facts.plan.placements if facts.plan else ())}}
     for serving, decision in decisions:
         key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
@@ -182,8 +185,7 @@ def _decide(
             wanted = planned if decision.reason == Step.REMOVED else demand.wanted
             records[key] = _record(key, decision, wanted, planned, was, facts)
             if records[key] is not was:
-                against = [verdict for who, verdict in verdicts if who == key]
-                records[key] = _told(records[key], board, demand, against)
+                records[key] = _told(records[key], board, demand, against[key])
         elif was is not None:
             records[key] = was
     again = [key for key, demand in demands.items() if demand.look_again]
