@@ -22,6 +22,7 @@ from .history import History
 from .journey import NODE_ARGUMENTS, Journey
 
 LOGS = Path(__file__).parent / ".out"
+HPA_OFTEN = ("--horizontal-pod-autoscaler-sync-period=2s",)
 FAILED = pytest.StashKey[bool]()
 
 
@@ -44,7 +45,7 @@ def programs() -> binaries.Binaries:
 @pytest.fixture(scope="session")
 def cluster(programs: binaries.Binaries, request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     """A control plane with an audit log. Its logs stay in .out/ if a journey failed."""
-    with ControlPlane(programs, audit=True) as cluster:
+    with ControlPlane(programs, audit=True, controller_manager_arguments=HPA_OFTEN) as cluster:
         yield cluster
         if request.session.testsfailed:
             LOGS.mkdir(exist_ok=True)

@@ -21,8 +21,11 @@ from .history import GPU, History, is_ready
 START_SECONDS = 1.0
 PATIENCE_SECONDS = 40.0
 NODE_ARGUMENTS = (
-    "--gpus", "2", "--gpu-kind", "H100-80GB", "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
+    "--node-name", "virtual", "--nodes", "2", "--gpus", "2", "--gpu-kind", "H100-80GB",
+    "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
+FIRST_NODE, SECOND_NODE = "virtual-1", "virtual-2"
+"""The pool has the GPUs of the first; a journey that needs both takes the selector out."""
 API_VERSION = "gpupack.dev/v1alpha1"
 SERVINGS = f"/apis/{API_VERSION}/namespaces/default/modelservings"
 POOLS = f"/apis/{API_VERSION}/gpupools"
@@ -37,6 +40,7 @@ POOL: dict[str, Any] = {
     "kind": "GpuPool",
     "metadata": {"name": "default"},
     "spec": {
+        "nodeSelector": {"kubernetes.io/hostname": FIRST_NODE},
         "times": {
             "tickSeconds": 1, "warmupSeconds": 2, "windowSeconds": 3, "minWindowRequests": 20,
             "rateWindowsSeconds": [3, 6], "scaleDownDelaySeconds": 6, "pendingDeadlineSeconds": 30,
@@ -174,6 +178,18 @@ class Journey:
         """Pods of a serving that are ready and stay."""
         pods = self.stage.pods(name)
         return [each for each in pods if is_ready(each) and "deletionTimestamp" not in each["metadata"]]
+
+    def fewest_serving(self, name: str, mark: int) -> int:
+        """Fewest pods of a serving that were ready and not leaving at any moment since then."""
+        serving: set[str] = set()
+        fewest: int | None = None
+        for each in self.history.pods(self.mark, name):
+            here = is_ready(each.object) and not each.is_leaving and each.labels["gpupack.dev/in-service"] == "true"
+            (serving.add if here else serving.discard)(each.name)
+            if each.revision > mark:
+                fewest = len(serving) if fewest is None else min(fewest, len(serving))
+        assert fewest is not None
+        return fewest
 
     def names(self, name: str | None = None) -> set[str]:
         return {each["metadata"]["name"] for each in self.stage.pods(name)}
