@@ -51,7 +51,6 @@ def test_a_deleted_pod_comes_back_where_it_was_and_lost_labels_are_put_back(jour
         journey.stage.patch(f"{PODS}/{kept}", {"metadata": {"labels": edit}})
         journey.until_ready("chat", 2)
         journey.until("its labels are back", lambda: places(journey) == before)
-    assert journey.stage.get(f"{PODS}/{kept}")["metadata"]["labels"]["gpupack.dev/slot"] in ("0", "1")
     assert journey.stage.get(f"{PODS}/{kept}")["metadata"]["uid"] == uid
     assert journey.restarts() == 0
 

@@ -248,6 +248,7 @@ CHANGES = [
     pytest.param({"labels": {labels.SERVING: None}}, id="label gone"),
     pytest.param({"labels": {labels.MANAGER: None, labels.POOL: None}}, id="not managed"),
     pytest.param({"labels": {labels.SLOT: "7"}}, id="another slot"),
+    pytest.param({"labels": {labels.POOL: "other"}}, id="another pool"),
     pytest.param({"labels": {labels.GPU: OTHER_GPU}}, id="another GPU"),
     pytest.param({"annotations": {labels.SHAPE: "nonsense"}}, id="broken note"),
 ]

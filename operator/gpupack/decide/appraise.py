@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from gpupack.decide import explain
 from gpupack.decide.advise import Advice, advise
+from gpupack.decide.pack import sharing_of
 from gpupack.decide.prospect import coefficients_of, measured_lengths
 from gpupack.decide.question import Question, resolve_max_model_len
 from gpupack.facts.gpu import GpuKind
@@ -23,7 +24,7 @@ from gpupack.facts.interpretation import EngineFacts, Facts, Known, Traffic
 from gpupack.facts.observation import Missing
 from gpupack.facts.policy import Policy
 from gpupack.facts.running import Appraisal, Better, EngineFound, RunningEngine
-from gpupack.facts.serving import BLOCK_TOKENS, Lengths, Serving, Shape, Sharing, SharingWish, Slo
+from gpupack.facts.serving import BLOCK_TOKENS, Lengths, Serving, Shape, Sharing, Slo
 from gpupack.perf import sharing
 from gpupack.perf.memory import DEFAULT_UTILIZATION, default_shape
 from gpupack.perf.prediction import EngineGroup, GpuPrediction
@@ -232,7 +233,7 @@ def _question(
         lengths=lengths,
         slo=serving.slo,
         batching=serving.batching,
-        sharing=Sharing.EXCLUSIVE if serving.sharing is SharingWish.EXCLUSIVE else Sharing.MPS,
+        sharing=sharing_of(serving, facts.policy) or Sharing.EXCLUSIVE,
         max_model_len=resolve_max_model_len(serving.llm, lengths, wish),
         coefficients=coefficients_of(replace(serving, engine_version=version), kind),
         policy=facts.policy,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gpupack.errors import Invalid
@@ -147,18 +147,32 @@ def _is_worth_a_tick(pod: PodRecord) -> bool:
 
 def _as_planned(pool: PoolResource, pods: Sequence[PodRecord]) -> Sequence[PodRecord]:
     """Pods whose marks somebody changed are what this pool's plan says of their names, which nobody can change."""
-    if pool.plan is None or not any(pod.edited for pod in pods):
+    if pool.plan is None:
+        return pods
+    servings = {each.serving for each in pool.plan.placements}
+
+    def is_doubtful(pod: PodRecord) -> bool:
+        replica = pod.replica
+        return pod.edited is not None or (replica is not None and pod.pool != pool.name and replica.serving in servings)
+
+    if not any(is_doubtful(pod) for pod in pods):
         return pods
     planned = {(each.serving.namespace, each.name): each for each in pool.plan.placements}
     found = []
     for pod in pods:
-        metadata = None if pod.edited is None else pod.edited["metadata"]
-        placement = None if metadata is None else planned.get((metadata["namespace"], metadata["name"]))
-        if pod.edited is None or placement is None:
+        if not is_doubtful(pod):
             found.append(pod)
+            continue
+        if pod.edited is not None:
+            metadata = pod.edited["metadata"]
+            placement = planned.get((metadata["namespace"], metadata["name"]))
+            replica = None if placement is None else child_resource.as_planned(pod.edited, placement)
         else:
-            replica = child_resource.as_planned(pod.edited, placement)
-            found.append(PodRecord(replica=replica, pool=pool.name, foreign=None, address=None))
+            assert pod.replica is not None
+            known = (pod.replica.serving.namespace, pod.replica.name) in planned
+            replica = replace(pod.replica, marked=False) if known else None
+        mine = PodRecord(replica=replica, pool=pool.name, foreign=None, address=None)
+        found.append(pod if replica is None else mine)
     return found
 
 
