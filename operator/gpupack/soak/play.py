@@ -35,6 +35,8 @@ START = 1_795_000_000.0
 POOL = Key("gpupools", "", "default")
 OVERHEAD = 700 * MIB
 """What an engine holds beside weights and KV cache: less than is planned for, as on the servers that were measured."""
+SETTLE_TICKS = 40
+"""So long after the last fault, or the start, changes are no longer owed to it."""
 GONE_TICKS = 20
 """So long after everything was deleted nothing may be left."""
 BLOCK_TOKENS = 16
@@ -160,20 +162,20 @@ class _Game:
 
     def run(self) -> None:
         history, world = self._history, self._world
+        quiet_from = (history.calm_at if history.events else 0) + SETTLE_TICKS
         self.server.create(POOL, {"spec": world.pool})
         for self.tick in range(history.ticks):
             self._happen()
             if self.tick == history.deleted_at:
                 self.rules.at_rest(
-                    self.tick, noise=world.noise, tick_seconds=world.tick,
-                    quiet_from=60 if not history.events else history.calm_at + 40,
+                    self.tick, noise=world.noise, tick_seconds=world.tick, quiet_from=quiet_from
                 )  # fmt: skip
                 for key in self._keys:
                     self._delete(self._wishes[key])
             self.cluster.advance(START + self.tick * world.tick, self._arriving())
             self._pages.turn()
             wrote = self._operate()
-            self.rules.after_tick(self.tick, wrote=wrote)
+            self.rules.after_tick(self.tick, wrote=wrote, quiet_from=quiet_from)
         if history.ticks >= history.deleted_at + GONE_TICKS:
             self.rules.at_end()
 

@@ -61,6 +61,7 @@ class Rules:
         self._version = ""
         self._plan: Plan | None = None
         self._content: Counter[tuple[ServingKey, str, int, str]] = Counter()
+        self._quiet = self._content
         self.changed_at = 0
         self.changes: list[int] = []
         self.wrote_at = 0
@@ -229,7 +230,7 @@ class Rules:
 
     # After every tick.
 
-    def after_tick(self, tick: int, *, wrote: bool) -> None:
+    def after_tick(self, tick: int, *, wrote: bool, quiet_from: int) -> None:
         cluster = self._cluster
         for gpu in cluster.gpus.values():
             if gpu.foreign_bytes:
@@ -250,6 +251,8 @@ class Rules:
                 moved = sum(((content - self._content) + (self._content - content)).values())
                 self.changes.extend([tick] * moved)
                 self._content, self.changed_at = content, tick
+        if tick <= quiet_from:
+            self._quiet = self._content
 
     # At the end of the calm, and at the end.
 
@@ -259,10 +262,13 @@ class Rules:
         if plan is None:
             raise Broken("comes to rest", "the pool has no plan")
         hours = (tick - quiet_from) * tick_seconds / 3600.0
-        late = [when for when in self.changes if when >= quiet_from]
+        moves = sum(1 for when in self.changes if when >= quiet_from)
+        net = sum(((self._content - self._quiet) + (self._quiet - self._content)).values())
         servings = max(1, len(plan.records))
-        if len(late) > max(2.0, CHANGES_AN_HOUR * hours) * servings:
-            raise Broken("few changes under constant load", f"{len(late)} changes of the plan in {hours:.2f} hours")
+        if moves - net > max(2.0, CHANGES_AN_HOUR * hours) * servings:
+            raise Broken(
+                "few changes under constant load", f"{moves - net} changes there and back in {hours:.2f} hours"
+            )
         if noise:
             return
         if tick - self.changed_at < STILL_TICKS:

@@ -8,6 +8,7 @@ queues and blocks. Knows no Kubernetes.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -71,17 +72,18 @@ class FluidEngine:
     kv_bytes: int
     running: float = 0.0
     waiting: float = 0.0
+    arrived: float = 0.0
     finished: float = 0.0
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
     itl: Counts = field(default_factory=lambda: Counts(ITL_BOUNDS))
     ttft: Counts = field(default_factory=lambda: Counts(TTFT_BOUNDS))
-    moved_bytes: float = 0.0
     closed: bool = False
 
     def restart(self) -> None:
         """A process that died: everything inside and every counter is gone."""
-        self.running = self.waiting = self.finished = self.prompt_tokens = self.generation_tokens = 0.0
+        self.running = self.waiting = self.arrived = self.finished = 0.0
+        self.prompt_tokens = self.generation_tokens = 0.0
         self.itl, self.ttft = Counts(ITL_BOUNDS), Counts(TTFT_BOUNDS)
 
 
@@ -129,31 +131,45 @@ def _advance_one(
     context = flow.input_tokens + flow.output_tokens
     room = engine.kv_bytes / max(1.0, engine.model.kv_bytes_per_token * context)
     most = max(1.0, min(float(engine.slots), room))
+    before = engine.running + engine.waiting
     if engine.closed:
         inside = float(flow.clients)
         running = min(inside, most)
-        engine.waiting = inside - running
-        done = running / (flow.output_tokens * (fixed + slope * running)) * seconds
+        engine.arrived += running / (flow.output_tokens * (fixed + slope * running)) * seconds
+        engine.arrived += max(0.0, inside - before)
     else:
-        full = most / (flow.output_tokens * (fixed + slope * most)) * seconds
-        there = engine.waiting + arriving
-        done = min(there, full)
-        engine.waiting = round(there - done)
-        done = there - engine.waiting
-        wanted = done / seconds * flow.output_tokens
-        running = most if done >= full * 0.999 else min(most, wanted * fixed / max(1e-9, 1.0 - wanted * slope))
-    engine.running = float(round(running))
+        engine.arrived += arriving
+        inside, running = _inside(before, arriving, seconds, most, flow.output_tokens, fixed, slope)
+    # Nobody is lost on the way: what came is inside or finished.
+    finished = max(engine.finished, math.floor(engine.arrived) - inside)
+    done, engine.finished = finished - engine.finished, finished
+    engine.running = float(min(inside, round(most)))
+    engine.waiting = inside - engine.running
     step = fixed + slope * running
-    finished = float(round(done))
-    engine.finished += finished
-    engine.prompt_tokens += round(finished * flow.input_tokens)
-    engine.generation_tokens += round(finished * flow.output_tokens)
-    if finished > 0:
-        engine.itl.add(step, 0.94 * finished * flow.output_tokens)
-        engine.itl.add(step * 1.2, 0.06 * finished * flow.output_tokens)
-        wait = engine.waiting * seconds / max(done, 1e-9)
-        engine.ttft.add(2 * step + wait, finished)
+    engine.prompt_tokens += round(done * flow.input_tokens)
+    engine.generation_tokens += round(done * flow.output_tokens)
+    if done > 0:
+        engine.itl.add(step, 0.94 * done * flow.output_tokens)
+        engine.itl.add(step * 1.2, 0.06 * done * flow.output_tokens)
+        engine.ttft.add(2 * step + engine.waiting * seconds / done, done)
     steps = seconds / step if running > 0.05 else 0.0
-    moved = steps * (engine.model.weight_bytes + running * engine.model.kv_bytes_per_token * context)
-    engine.moved_bytes += moved
-    return moved
+    return steps * (engine.model.weight_bytes + running * engine.model.kv_bytes_per_token * context)
+
+
+def _inside(
+    before: float, arriving: float, seconds: float, most: float, tokens: float, fixed: float, slope: float
+) -> tuple[float, float]:
+    """Whole requests inside at the end, and the mean batch.
+
+    As many as can run finish `most` at a time; fewer come to a balance with what arrives, n = l (a + b n) with l tokens
+    a second, within the time that a request takes.
+    """
+    full = most / (tokens * (fixed + slope * most)) * seconds
+    left = before + arriving - full
+    if left >= most:
+        return float(round(left)), most
+    wanted = arriving / seconds * tokens
+    balance = min(most, wanted * fixed / (1.0 - wanted * slope)) if wanted * slope < 1.0 else most
+    duration = tokens * (fixed + slope * max(balance, 1.0))
+    after = balance + (min(before, most) - balance) * math.exp(-seconds / duration)
+    return float(round(after)), max(balance, after)
