@@ -28,8 +28,31 @@ SERVING = {
     },
 }
 FRESH = {"metadata": {"namespace": "shop", "name": "fresh", "generation": 1}}
+WATCHED = {
+    "metadata": {"namespace": "shop", "name": "watched", "generation": 1},
+    "status": {
+        "observedGeneration": 1,
+        "shape": {"maxNumSeqs": 300, "kvCacheMemoryBytes": 9 * 2**30},
+        "decision": {"reason": "Advised", "message": "Better 300.", "at": "2026-11-23T10:00:00Z"},
+        "observed": {
+            "at": "2026-11-23T10:00:00.000000Z",
+            "inputs": "abc",
+            "engines": [
+                {"pod": "plain-1", "gpuKind": "H100-80GB", "maxNumSeqs": 512, "gpuMemoryUtilizationPercent": "90",
+                 "kvCacheMemoryBytes": 69 * 2**30, "running": "18.75", "requestsPerSecond": "20.3",
+                 "itlMeanMilliseconds": "3.1"},
+                {"pod": "plain-2", "problem": "it is not ready (Pending)"},
+            ],
+            "advised": [
+                {"gpuKind": "H100-80GB", "engines": 1, "replicasPerGpu": 2, "freedBytes": 60 * 2**30, "gpusNow": 2,
+                 "gpusNeeded": 1, "expectedGainPercent": "23.4", "shape": {}, "message": "Better.",
+                 "engineArguments": ["--max-num-seqs=300", "--gpu-memory-utilization=0.18"]},
+            ],
+        },
+    },
+}  # fmt: skip
 ROOT = "/apis/gpupack.dev/v1alpha1/namespaces/shop/modelservings"
-PAGES = {ROOT: {"items": [SERVING, FRESH]}, f"{ROOT}/chat": SERVING, f"{ROOT}/fresh": FRESH}
+PAGES = {ROOT: {"items": [SERVING, FRESH]}, f"{ROOT}/chat": SERVING, f"{ROOT}/fresh": FRESH, f"{ROOT}/watched": WATCHED}
 
 
 class Page(BaseHTTPRequestHandler):
@@ -77,6 +100,19 @@ def test_the_decision_comes_first_with_its_reason_and_what_it_rests_on(
     said = capsys.readouterr().out
     assert said.startswith("shop/chat: 2 replicas planned, 1 ready\n  BandwidthCeiling. The DRAM is busy.")
     for word in ("Batch limit 96", "4.0 GiB", "40.0 GiB are free", "slo", "Packed", "GPU-1"):
+        assert word in said
+
+
+def test_observed_engines_are_told_as_they_are_with_the_arguments_to_paste(
+    capsys: pytest.CaptureFixture[str], kubeconfig: str
+) -> None:
+    assert main(["explain", "watched", "-n", "shop", "--kubeconfig", kubeconfig]) == 0
+    said = capsys.readouterr().out
+    head = "shop/watched: 2 pods observed, 1 judged; gpupack started none of them"
+    assert said.startswith(f"{head}\n  Advised. Better 300.")
+    assert "    --max-num-seqs=300 \\\n    --gpu-memory-utilization=0.18\n" in said
+    for word in ("69.0 GiB", "90 %", "3.1 ms", "it is not ready (Pending)", "60.0 GiB of KV cache freed an engine",
+                 "+23 % throughput a GPU expected", "1 of 2 GPUs needed"):  # fmt: skip
         assert word in said
 
 
