@@ -88,11 +88,7 @@ class EngineHistory:
         # What a page makes up for at once when it thaws did not arrive within one scrape.
         thaws = moves and bool(self._pages) and self._is_frozen(self._pages[-1][0], timing)
         if thaws or (self._pages and _restarted(self._pages[-1][1], page)):
-            self._pages.clear()
-            self._load.clear()
-            self._peaks.clear()
-            self._dispersions = _as_chance_will()
-            self._watched_since = None
+            self._begin_anew()
         if moves:
             self._moved_at = at
         if self._watched_since is None:
@@ -107,6 +103,7 @@ class EngineHistory:
         self._pages.clear()
         self._load.clear()
         self._peaks.clear()
+        self._dispersions = _as_chance_will()
         self._watched_since = None
 
     def seen(self, replica: str, at: float, timing: Timing) -> EngineSeen:
