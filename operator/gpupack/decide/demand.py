@@ -129,7 +129,11 @@ def _measured(
         slots = max(1, _largest_batch(serving, facts))
         needed = math.ceil(clients / slots)
         peak = _peak(known, leaving)
-        spare = everyone and planned > needed and peak is not None and peak <= STEADY * rate
+        steady = peak is not None and peak <= STEADY * rate
+        # After the step the clients look like a stream until they were watched for a window, and full engines like too
+        # few: without this a replica would go and come back without end.
+        holds = _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
+        spare = everyone and planned > needed and steady and holds
         basis = Basis.CLOSED_LOOP
     else:
         rate = max(rate, _surely(known))
