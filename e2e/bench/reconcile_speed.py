@@ -23,6 +23,7 @@ from gpupack.facts.observation import (
     ClaimSeen,
     EngineSeen,
     EngineWindow,
+    GapSeen,
     GpuSeen,
     Measured,
     Missing,
@@ -173,6 +174,7 @@ def _engine(placement: Placement, load: float) -> EngineSeen:
         replica=placement.name, running=_read(shape.max_num_seqs * load * 1.1), waiting=_read(0.0),
         waiting_before=_read(0.0), kv_usage=_read(0.5), kv_blocks=_read(1.0), windows=windows,
         peak_arrivals=Missing(cause=Cause.TOO_SHORT, origin="bench"),
+        gaps=(GapSeen(seconds=Seconds(2.0), arrivals=_read(rate)),) * 2,
     )  # fmt: skip
 
 
