@@ -155,3 +155,27 @@ async def test_pods_can_be_reached_through_a_forward_proxy(serve: Serve, vllm_pa
     async with Scraper(pod_proxy=f"http://{proxy.address}") as scraper:
         seen = await _round(scraper, target)
     assert isinstance(seen.running, Reading)
+
+
+CARD = b'{"object":"list","data":[{"id":"chat","root":"meta-llama/Llama-3.2-1B"},{"id":"lora","root":"/adapters/a"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "served"),
+    [
+        pytest.param(CARD, ("/adapters/a", "meta-llama/Llama-3.2-1B"), id="told"),
+        pytest.param(b'{"error":"Unauthorized"}', (), id="wants a key"),
+        pytest.param(b"[]", (), id="another server"),
+    ],
+)
+async def test_an_engine_that_others_started_is_asked_once_which_model_it_serves(
+    serve: Serve, vllm_page: bytes, answer: bytes, served: tuple[str, ...]
+) -> None:
+    server = await serve({"/metrics": vllm_page, "/version": b'{"version":"0.33.0"}', "/v1/models": answer})
+    target = EngineTarget(replica="r", identity="uid", address=server.address, asks_models=True)
+    now = 1000.0
+    async with Scraper(clock=lambda: now) as scraper:
+        assert (await _round(scraper, target)).served == served
+        now = 1002.0
+        await _round(scraper, target)
+    assert server.asked.count("/v1/models") == 1

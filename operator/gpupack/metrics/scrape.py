@@ -193,8 +193,10 @@ class Scraper:
         history.add(self._clock(), parse_engine(page), timing)
         if history.version is None and (said := await self._fetch(target, "/version")) is not None:
             history.version = _version(said)
-        if target.asks_models and history.served is None and (said := await self._fetch(target, "/v1/models")):
-            history.served = _served(said)
+        if target.asks_models and history.served is None:
+            # Asked once: an engine that wants a key for it will want one the next time too.
+            said = await self._fetch(target, "/v1/models")
+            history.served = () if said is None else _served(said)
 
     async def _scrape_exporter(self, target: ExporterTarget, history: ExporterHistory) -> None:
         page = await self._fetch(target, "/metrics")
