@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from gpupack.decide.board import Board
+from gpupack.decide.experiment import company, inputs_of
+from gpupack.decide.prospect import Prospects
 from gpupack.decide.reconcile import reconcile
+from gpupack.facts.experiment import Compared, Experiment, Inputs, Judgement, Standing, Undone
+from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import interpret
 from gpupack.facts.observation import (
     Cause,
@@ -40,8 +45,9 @@ from gpupack.facts.policy import Policy
 from gpupack.facts.serving import BLOCK_TOKENS, Mode, Serving, ServingKey, Sharing, SharingWish
 from gpupack.perf.memory import replica_memory, utilization_hundredths
 from gpupack.plan import Outcome
-from gpupack.units import GIB, Seconds
+from gpupack.units import GIB, PerSecond, Ratio, Seconds
 
+from ..decide.world import itl as itl_of_batch
 from ..strategies import NOON, gpu, serving
 
 STORIES = sorted(Path(__file__).parent.glob("*.yaml"))
@@ -62,7 +68,8 @@ class Story:
 def story_of(text: str) -> Story:
     """The story of one file. Raises ImpossibleWorldError, or KeyError for a word that nobody knows."""
     told = yaml.safe_load(text)
-    _only(told, {"title", "policy", "gpus", "servings", "replicas", "stale", "plan", "ticks", "expect"})
+    _only(told, {"title", "policy", "gpus", "servings", "replicas", "stale", "plan", "ticks", "experiments", "undone",
+                 "expect"})  # fmt: skip
     policy = replace(Policy(), **{name: _policy_value(name, value) for name, value in told.get("policy", {}).items()})
     servings = {name: _serving(name, fields or {}) for name, fields in told["servings"].items()}
     gpus = {name: fields or {} for name, fields in told["gpus"].items()}
@@ -107,7 +114,7 @@ def story_of(text: str) -> Story:
             if fields.get("planned", True):
                 planned.append(placement)
             if seen.phase is Phase.READY and "engine" not in fields:
-                engines.append(_engine(seen, each, policy, fields))
+                engines.append(_engine(seen, each, policy, fields, device))
     plan = None if told.get("plan", True) is None else replace(_shapes(empty), placements=tuple(planned))
     observation = replace(
         empty,
@@ -134,12 +141,16 @@ def story_of(text: str) -> Story:
         ),
     )
     _refuse_the_impossible(observation, servings)
+    if plan is not None and ("experiments" in told or "undone" in told):
+        open_ones = tuple(_experiment(observation, servings, devices, each) for each in told.get("experiments", ()))
+        undone = tuple(_undone(servings, each) for each in told.get("undone", ()))
+        observation = replace(observation, plan=replace(plan, experiments=open_ones, undone=undone))
     return Story(title=told["title"], observation=observation, ticks=told.get("ticks", 1), expected=told["expect"])
 
 
 _REPLICA_WORDS = frozenset(
     {"serving", "gpu", "count", "phase", "age", "arrivals", "peak", "waiting", "running", "template", "planned",
-     "sharing", "engine", "lastGaps", "inService", "readyFor", "restarts"}
+     "sharing", "engine", "lastGaps", "inService", "readyFor", "restarts", "slower", "beside", "waited"}
 )  # fmt: skip
 
 
@@ -199,28 +210,78 @@ def _replica(placement: Placement, each: Serving, kind: Any, fields: dict[str, A
     )  # fmt: skip
 
 
-def _engine(seen: ReplicaSeen, each: Serving, policy: Policy, fields: dict[str, Any]) -> EngineSeen:
+def _engine(seen: ReplicaSeen, each: Serving, policy: Policy, fields: dict[str, Any], device: Gpu) -> EngineSeen:
+    """`slower` times what the model says of the batch that runs, with `beside` engines like it on the GPU."""
     arrivals, waiting = float(fields.get("arrivals", 1.0)), float(fields.get("waiting", 0.0))
     running = float(fields.get("running", 20.0))
     per_block = BLOCK_TOKENS * each.llm.kv_bytes_per_token(each.dtype)
-    windows = tuple(
+    itl = itl_of_batch(each, seen.shape, device.kind, 1 + fields.get("beside", 0), round(running))
+    itl *= fields.get("slower", 1.0)
+    *windows, judged = (
         EngineWindow(
             seconds=seconds, arrivals=_measured(arrivals), finished=_measured(arrivals),
             prompt_tokens=_measured(arrivals * each.lengths.input_mean),
             generation_tokens=_measured(arrivals * each.lengths.output_mean), preemptions=_measured(0.0),
-            itl_mean=_measured(0.010), itl_p95=_measured(0.015), ttft_mean=_measured(0.05), ttft_p95=_measured(0.1),
+            itl_mean=_measured(itl), itl_p95=_measured(1.2 * itl), ttft_mean=_measured(0.05), ttft_p95=_measured(0.1),
             input_mean=_measured(each.lengths.input_mean), output_mean=_measured(each.lengths.output_mean),
-            running_mean=_measured(running), waiting_least=_measured(0.0), inside_least=_measured(running * 0.8),
+            running_mean=_measured(running), waiting_least=_measured(fields.get("waited", 0.0)),
+            inside_least=_measured(running * 0.8),
             inside_most=_measured(running + waiting),
         )
-        for seconds in policy.rate_windows
+        for seconds in (*policy.rate_windows, policy.window)
     )  # fmt: skip
     return EngineSeen(
         replica=seen.name, running=_measured(running), waiting=_measured(waiting), waiting_before=_measured(waiting),
-        kv_usage=_measured(0.5), kv_blocks=_measured(seen.shape.kv_cache_memory_bytes // per_block), windows=windows,
+        kv_usage=_measured(0.5), kv_blocks=_measured(seen.shape.kv_cache_memory_bytes // per_block),
+        windows=tuple(windows), judged=judged,
         peak_arrivals=_measured(fields.get("peak", arrivals)),
         gaps=tuple(
             GapSeen(seconds=policy.engine_period, arrivals=_measured(rate)) for rate in fields.get("lastGaps", ())
+        ),
+    )  # fmt: skip
+
+
+def _experiment(
+    observation: Observation, servings: dict[str, Serving], devices: dict[str, Gpu], fields: dict[str, Any]
+) -> Experiment:
+    """Steps on a GPU since `age` seconds ago; `before` engines like them stood there, `off` by so much.
+
+    What it was predicted with is what is known now, unless `inputs` says otherwise.
+    """
+    _only(
+        fields,
+        {"serving", "gpu", "age", "before", "offBy", "tokens", "gain", "doubted", "asked", "judgement", "inputs"},
+    )
+    key, uuid = servings[fields["serving"]].key, devices[fields["gpu"]].uuid
+    facts = interpret(observation)
+    assert facts.plan is not None
+    board = Board(facts, facts.plan, Prospects(facts))
+    mix = board.mix(uuid)
+    standing = Standing(
+        serving=key, shape=mix[0][0].shape, engines=fields.get("before", 1), off=fields.get("offBy"),
+        tokens_per_second=fields.get("tokens"),
+    )  # fmt: skip
+    began = Seconds(NOON - fields["age"])
+    return Experiment(
+        serving=key, gpu_uuid=uuid, step="Added", began_at=began, last_at=began, asked=fields.get("asked", False),
+        before=(standing,), company=company(mix), gain=Ratio(fields.get("gain", 0.5)),
+        saturation=Ratio(0.7), itl=Seconds(0.008), inputs=fields.get("inputs", inputs_of(board, board.kind(uuid), mix)),
+        doubted_at=Seconds(NOON - fields["doubted"]) if "doubted" in fields else None,
+        judgement=Judgement(fields["judgement"]) if "judgement" in fields else None,
+        judged_at=Seconds(NOON - 60.0) if "judgement" in fields else None,
+    )  # fmt: skip
+
+
+def _undone(servings: dict[str, Serving], fields: dict[str, Any]) -> Undone:
+    """A second engine beside one of the same model, undone `age` seconds ago, at so many requests a second."""
+    _only(fields, {"serving", "age", "left", "rate"})
+    each = servings[fields["serving"]]
+    return Undone(
+        serving=each.key, model=each.llm.name, gpu_kind="H100-80GB", neighbours=f"1 x {each.llm.name}",
+        at=Seconds(NOON - fields["age"]), until=Seconds(NOON + fields["left"]),
+        compared=Compared(what="gain of throughput", subject="GPU", predicted=0.5, measured=-0.1, unit="ratio"),
+        inputs=Inputs(
+            rate=PerSecond(fields["rate"]), input_mean=each.lengths.input_mean, output_mean=each.lengths.output_mean
         ),
     )  # fmt: skip
 
@@ -291,7 +352,19 @@ def test_story(path: Path) -> None:
 def _compare(story: Story, outcome: Outcome) -> None:
     expected = story.expected
     _only(
-        expected, {"planned", "reasons", "objections", "conditions", "actions", "message", "planChanged", "looksAgain"}
+        expected,
+        {
+            "planned",
+            "reasons",
+            "objections",
+            "conditions",
+            "actions",
+            "message",
+            "planChanged",
+            "looksAgain",
+            "verdicts",
+            "undone",
+        },
     )
     names = {each.gpu.uuid: index for index, each in enumerate(story.observation.gpus)}
     plan = outcome.pool_status.plan
@@ -317,6 +390,13 @@ def _compare(story: Story, outcome: Outcome) -> None:
     if "actions" in expected:
         kinds = [type(action).__name__ for action in outcome.actions if type(action).__name__ != "Tell"]
         assert kinds == expected["actions"], said
+    if "verdicts" in expected:
+        assert plan is not None
+        judged = {each.serving.name: each.judgement and each.judgement.value for each in plan.experiments}
+        assert judged == expected["verdicts"], said
+    if "undone" in expected:
+        assert plan is not None
+        assert [each.neighbours for each in plan.undone] == expected["undone"], said
     if "planChanged" in expected:
         assert outcome.plan_changed == expected["planChanged"], said
     if "looksAgain" in expected:

@@ -89,7 +89,7 @@ def begin(board: Board, placement: Placement, before: tuple[Standing, ...], step
         gain=Ratio(board.prospects.worth(kind, after) / worth - 1.0) if worth > 0 else None,
         saturation=full.saturation,
         itl=own.itl_p95 if slo is None else itl_of(own, slo),
-        inputs=_digest(board, kind, after),
+        inputs=inputs_of(board, kind, after),
     )
 
 
@@ -274,7 +274,7 @@ def _is_remembered(board: Board, experiment: Experiment) -> bool:
 def _look(board: Board, experiment: Experiment) -> Finding:
     uuid, policy = experiment.gpu_uuid, board.facts.policy
     gpu, mix = board.facts.gpus[uuid], board.mix(uuid)
-    if not board.prospects.knows(mix) or _digest(board, gpu.gpu.kind, mix) != experiment.inputs:
+    if not board.prospects.knows(mix) or inputs_of(board, gpu.gpu.kind, mix) != experiment.inputs:
         return _inconclusive("the spec of an engine there, or what is known of it, has changed since")
     if gpu.foreign:
         return _inconclusive(f"the GPU is held by {gpu.foreign[0]}, too")
@@ -472,7 +472,7 @@ def _compared(what: str, subject: str, predicted: float, measured: float, unit: 
     )  # fmt: skip
 
 
-def _digest(board: Board, kind: GpuKind, mix: Mix) -> str:
+def inputs_of(board: Board, kind: GpuKind, mix: Mix) -> str:
     """Ten hex digits over what the prediction rests on: specs and coefficients of every engine on the GPU."""
     known = []
     for kin, _ in mix:

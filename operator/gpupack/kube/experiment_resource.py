@@ -123,7 +123,7 @@ def _standing_to_dict(standing: Standing) -> dict[str, Any]:
             "serving": str(standing.serving),
             "shape": shape_to_dict(standing.shape),
             "engines": standing.engines,
-            "off": _text(standing.off),
+            "offBy": _text(standing.off),
             "tokensPerSecond": _text(standing.tokens_per_second),
         }
     )
@@ -134,7 +134,7 @@ def _standing(fields: Mapping[str, Any]) -> Standing:
         serving=serving_key_of(fields["serving"]),
         shape=shape_of(fields["shape"]),
         engines=fields["engines"],
-        off=Ratio(float(fields["off"])) if "off" in fields else None,
+        off=Ratio(float(fields["offBy"])) if "offBy" in fields else None,
         tokens_per_second=float(fields["tokensPerSecond"]) if "tokensPerSecond" in fields else None,
     )
 
