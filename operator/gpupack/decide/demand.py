@@ -35,6 +35,8 @@ CONSTANT_SCRAPES = 10
 """So many scrapes in a row must show the same count: fewer are the same by chance now and then."""
 STEADY = 1.05
 """Constant clients' arrivals peak at most this far above their mean."""
+ROOMY = 0.5
+"""Constant clients may take this share of the slots that are left when one of their replicas goes."""
 CAPACITY_MOST = 4096
 PERHAPS, LIKELY, SURELY = 1.0, 2.0, 3.0
 """Standard errors by which the gap before the last, the last, and both together must show a step of the load."""
@@ -130,10 +132,11 @@ def _measured(
         needed = math.ceil(clients / slots)
         peak = _peak(known, leaving)
         steady = peak is not None and peak <= STEADY * rate
-        # After the step the clients look like a stream until they were watched for a window, and full engines like too
-        # few: without this a replica would go and come back without end.
+        # After the step the clients look like a stream until they were watched for a window, and full engines then look
+        # like too few: a replica would go and come back without end.
+        roomy = clients <= ROOMY * slots * (planned - 1)
         holds = _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
-        spare = everyone and planned > needed and steady and holds
+        spare = everyone and planned > needed and steady and holds and roomy
         basis = Basis.CLOSED_LOOP
     else:
         rate = max(rate, _surely(known))

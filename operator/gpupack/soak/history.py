@@ -135,7 +135,7 @@ PROMISES: tuple[dict[str, Any] | None, ...] = (
 )  # fmt: skip
 POOL: dict[str, Any] = {
     "times": {
-        "warmupSeconds": 10, "windowSeconds": 30, "minWindowRequests": 20, "rateWindowsSeconds": [15, 30],
+        "warmupSeconds": 10, "windowSeconds": 30, "minWindowRequests": 20, "rateWindowsSeconds": [15, 60],
         "scaleDownDelaySeconds": 60, "pendingDeadlineSeconds": 60, "tickSeconds": 5,
     },
     "metrics": {"dcgm": {"periodSeconds": 5}, "enginePeriodSeconds": 5},

@@ -17,6 +17,9 @@ ITL_BOUNDS = (0.005, 0.010, 0.015, 0.020, 0.030, 0.040, 0.060, 0.080, 0.120, 0.2
 TTFT_BOUNDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, float("inf"))
 """Seconds; upper bounds of the buckets in which latencies are counted."""
 
+PATIENCE = 10.0
+"""So many batches may wait; who comes later gives up, which an engine counts as finished."""
+
 _HOST = 0.0025
 """Seconds a step that the GPU waits for its host: what small models on current servers take."""
 _PREFILL_PER_TOKEN = 4e-6
@@ -167,7 +170,7 @@ def _inside(
     full = most / (tokens * (fixed + slope * most)) * seconds
     left = before + arriving - full
     if left >= most:
-        return float(round(left)), most
+        return float(round(min(left, (1 + PATIENCE) * most))), most
     wanted = arriving / seconds * tokens
     balance = min(most, wanted * fixed / (1.0 - wanted * slope)) if wanted * slope < 1.0 else most
     duration = tokens * (fixed + slope * max(balance, 1.0))
