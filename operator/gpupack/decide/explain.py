@@ -333,7 +333,7 @@ def _engines(count: int) -> str:
 
 def unknown_products(products: Iterable[str]) -> str:
     """GPUs that are there and cannot be planned for: there are no datasheet numbers of them."""
-    return f"The catalog does not have {_and(products)}; these GPUs are left alone. `gpupack catalog` lists what it has."
+    return f"The catalog does not have {_and(products)}: left alone. `gpupack catalog` lists what it has."
 
 
 def no_gpu() -> str:
