@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gpupack.facts.experiment import is_news
 from gpupack.facts.observation import Missing, Observation, Phase
 from gpupack.plan import Outcome
 
@@ -40,6 +41,10 @@ class Telemetry(Collector):
         self._decisions = Counter(
             "gpupack_decisions", "Decisions recorded in the plan, by reason", ["pool", "reason"], registry=self.registry
         )
+        self._verdicts = Counter(
+            "gpupack_verdicts", "Steps judged against what their own window should have given, by verdict and whether "
+            "they were taken back", ["pool", "verdict", "undone"], registry=self.registry,
+        )  # fmt: skip
         self._actions = Counter(
             "gpupack_actions", "Actions carried out on the cluster, by kind and result", ["action", "result"],
             registry=self.registry,
@@ -83,6 +88,10 @@ class Telemetry(Collector):
             was = before.get(record.serving)
             if was is None or (was.reason, was.at) != (record.reason, record.at):
                 self._decisions.labels(pool, record.reason).inc()
+        judged = {each.gpu_uuid: each for each in tick.observation.plan.experiments} if tick.observation.plan else {}
+        for experiment in () if plan is None else plan.experiments:
+            if is_news(experiment, judged.get(experiment.gpu_uuid)) and experiment.judgement is not None:
+                self._verdicts.labels(pool, experiment.judgement.value, str(experiment.undone).lower()).inc()
         self._deciding.labels(pool).observe(seconds)
         self._ticks[pool] = tick
 
@@ -105,6 +114,7 @@ class Telemetry(Collector):
         ticks = [self._ticks[pool] for pool in sorted(self._ticks)]
         yield from _servings(ticks)
         yield from _gpus(ticks)
+        yield from _experiments(ticks)
         yield _missing(ticks)
 
     def describe(self) -> Iterable[Metric]:
@@ -185,6 +195,36 @@ def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
                 )
                 freed.add_metric(where, max(0, max(least) - taken))
     yield from (predicted, saturation, measured, freed)
+
+
+def _experiments(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    named = ["namespace", "serving", "gpu", "what", "unit"]
+    predicted = GaugeMetricFamily(
+        "gpupack_step_predicted", "What the last judged step on a GPU should have given in its window", labels=named
+    )
+    measured = GaugeMetricFamily(
+        "gpupack_step_measured", "What the last judged step on a GPU gave in its window", labels=named
+    )
+    under_way = GaugeMetricFamily(
+        "gpupack_steps_on_trial", "GPUs with a step that is not judged yet", labels=["pool"]
+    )  # fmt: skip
+    undone = GaugeMetricFamily(
+        "gpupack_steps_remembered", "Steps that were taken back and are not tried again yet", labels=["pool"]
+    )
+    for tick in ticks:
+        plan = tick.outcome.pool_status.plan
+        if plan is None:
+            continue
+        under_way.add_metric([tick.observation.pool], sum(each.judgement is None for each in plan.experiments))
+        undone.add_metric([tick.observation.pool], len(plan.undone))
+        for experiment in plan.experiments:
+            for each in experiment.compared:
+                namespace, _, name = each.subject.rpartition("/")
+                who = [namespace, name] if namespace else [experiment.serving.namespace, experiment.serving.name]
+                where = [*who, experiment.gpu_uuid, each.what, each.unit]
+                predicted.add_metric(where, each.predicted)
+                measured.add_metric(where, each.measured)
+    yield from (predicted, measured, under_way, undone)
 
 
 def _missing(ticks: Iterable[Tick]) -> Metric:

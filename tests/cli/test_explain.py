@@ -24,6 +24,19 @@ SERVING = {
         "assumed": ["slo"],
         "placements": [{"name": "chat-abc-0", "gpu": "GPU-1", "node": "n1", "phase": "Ready"}],
         "decision": {"reason": "BandwidthCeiling", "message": "The DRAM is busy.", "at": "2026-11-23T10:00:00Z"},
+        "experiment": {"step": "Added", "gpu": "GPU-1", "verdict": "Missed", "undone": True, "message": "It did harm."},
+        "decisions": [
+            {
+                "at": "2026-11-23T09:58:00Z",
+                "reason": "Added",
+                "seen": "60 requests/s.",
+                "predicted": "+28 %.",
+                "chosen": "Replica 2 goes to GPU-1.",
+                "rejected": "GPU-2 is held.",
+                "measured": "It did harm.",
+            },
+            {"at": "2026-11-23T10:00:00Z", "reason": "BandwidthCeiling", "chosen": "The DRAM is busy."},
+        ],
         "conditions": [{"type": "Packed", "status": "True", "reason": "BandwidthCeiling", "message": "It is full."}],
     },
 }
@@ -101,6 +114,20 @@ def test_the_decision_comes_first_with_its_reason_and_what_it_rests_on(
     assert said.startswith("shop/chat: 2 replicas planned, 1 ready\n  BandwidthCeiling. The DRAM is busy.")
     for word in ("Batch limit 96", "4.0 GiB", "40.0 GiB are free", "slo", "Packed", "GPU-1"):
         assert word in said
+
+
+def test_the_last_decisions_tell_what_was_seen_predicted_chosen_rejected_and_measured(
+    capsys: pytest.CaptureFixture[str], kubeconfig: str
+) -> None:
+    assert main(["explain", "chat", "-n", "shop", "--kubeconfig", kubeconfig]) == 0
+    said = capsys.readouterr().out
+    assert said.index("10:00:00Z  BandwidthCeiling") < said.index("09:58:00Z  Added"), "the newest first"
+    told = [line.split(":")[0].strip() for line in said.split("09:58:00Z  Added\n")[1].splitlines()[:5]]
+    assert told == ["seen", "predicted", "chosen", "rejected", "measured"]
+    assert main(["explain", "chat", "-n", "shop", "--json", "--kubeconfig", kubeconfig]) == 0
+    machine = json.loads(capsys.readouterr().out)
+    assert machine["experiment"]["verdict"] == "Missed"
+    assert [each["reason"] for each in machine["decisions"]] == ["Added", "BandwidthCeiling"]
 
 
 def test_observed_engines_are_told_as_they_are_with_the_arguments_to_paste(

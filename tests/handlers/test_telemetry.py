@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 
+from gpupack.facts.experiment import Compared, Experiment, Judgement
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     Cause,
@@ -113,6 +114,34 @@ def test_a_decision_counts_once_however_often_it_is_repeated() -> None:
     assert value(telemetry, "gpupack_decisions_total", pool="default", reason="DemandMet") == 1.0
     telemetry.decided("default", tick(reason="Memory", at=9.0, before=plan), 0.01)
     assert value(telemetry, "gpupack_decisions_total", pool="default", reason="Memory") == 1.0
+
+
+def test_a_verdict_counts_once_with_what_was_predicted_and_measured() -> None:
+    telemetry = Telemetry()
+    compared = Compared(what="inter-token latency", subject=str(KEY), predicted=0.012, measured=0.02, unit="seconds")
+    open_one = Experiment(
+        serving=KEY, gpu_uuid=GPU, step="Added", began_at=AT, last_at=AT, asked=False, before=(), company="2 x",
+        gain=Ratio(0.3), saturation=Ratio(0.7), itl=Seconds(0.012), inputs="",
+    )  # fmt: skip
+    missed = replace(open_one, judgement=Judgement.MISSED, judged_at=AT, undone=True, compared=(compared,))
+    seen = tick()
+
+    def with_experiment(before: Experiment | None, after: Experiment) -> Tick:
+        plan = Plan() if before is None else Plan(experiments=(before,))
+        status = replace(seen.outcome.pool_status, plan=Plan(experiments=(after,)))
+        return Tick(
+            observation=replace(seen.observation, plan=plan), outcome=replace(seen.outcome, pool_status=status)
+        )  # fmt: skip
+
+    telemetry.decided("default", with_experiment(None, open_one), 0.01)
+    assert value(telemetry, "gpupack_steps_on_trial", pool="default") == 1.0
+    telemetry.decided("default", with_experiment(open_one, missed), 0.01)
+    telemetry.decided("default", with_experiment(missed, missed), 0.01)
+    assert value(telemetry, "gpupack_verdicts_total", pool="default", verdict="Missed", undone="true") == 1.0
+    assert value(telemetry, "gpupack_steps_on_trial", pool="default") == 0.0
+    labels = {**WHO, "gpu": GPU, "what": "inter-token latency", "unit": "seconds"}
+    assert value(telemetry, "gpupack_step_predicted", **labels) == 0.012
+    assert value(telemetry, "gpupack_step_measured", **labels) == 0.02
 
 
 def test_what_is_gone_is_shown_no_more() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gpupack.facts.experiment import Compared, Experiment, Judgement
 from gpupack.facts.llm import Dtype
 from gpupack.facts.observation import Refused
 from gpupack.facts.serving import (
@@ -244,6 +245,41 @@ class TestStatus:
                    replicas_per_gpu=None, assumed=(), decision_at=None), {}, now=AT,
         )  # fmt: skip
         assert not {"shape", "freedBytes", "replicasPerGpu", "assumed", "decision"} & set(written)
+
+    def test_the_last_decisions_are_kept_and_a_step_gets_its_verdict_when_there_is_one(self) -> None:
+        step = Experiment(
+            serving=KEY, gpu_uuid="GPU-1", step="Added", began_at=AT, last_at=AT, asked=False, before=(),
+            company="2 x", gain=Ratio(0.3), saturation=Ratio(0.7), itl=Seconds(0.012), inputs="",
+        )  # fmt: skip
+        added = status(
+            decision_reason="Added", decision_message="Replica 2 goes to GPU-1.", decision_seen="60 requests/s.",
+            decision_predicted="+30 %.", experiment=step, experiment_message="It is judged after warm-up.",
+        )  # fmt: skip
+        first = serving_status_to_dict(added, {}, now=AT)
+        assert first["decisions"] == [
+            {"at": "2026-11-18T11:06:40Z", "reason": "Added", "seen": "60 requests/s.", "predicted": "+30 %.",
+             "chosen": "Replica 2 goes to GPU-1."},
+        ]  # fmt: skip
+        assert "verdict" not in first["experiment"]
+        compared = Compared(what="itl", subject=str(KEY), predicted=0.01234567, measured=0.021, unit="seconds")
+        missed = replace(
+            step, judgement=Judgement.MISSED, judged_at=Seconds(AT + 90), compared=(compared,), undone=True
+        )
+        later = replace(
+            added, decision_reason="RolledBack", decision_at=Seconds(AT + 90), experiment=missed,
+            experiment_message="It did harm.",
+        )  # fmt: skip
+        second = serving_status_to_dict(later, first, now=Seconds(AT + 90))
+        assert [(each["reason"], each.get("measured")) for each in second["decisions"]] == [
+            ("Added", "It did harm."), ("RolledBack", None),
+        ]  # fmt: skip
+        assert second["experiment"]["compared"][0]["predicted"] == "0.01235"
+        assert serving_status_to_dict(later, second, now=Seconds(AT + 95)) == second
+        many = second
+        for number in range(9):
+            new = replace(later, decision_at=Seconds(AT + 100 + number))
+            many = serving_status_to_dict(new, many, now=AT)
+        assert len(many["decisions"]) == 5
 
     def test_the_same_decision_later_is_the_same_bytes(self) -> None:
         before = serving_status_to_dict(status(), {}, now=AT)

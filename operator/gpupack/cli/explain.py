@@ -14,6 +14,7 @@ from gpupack.cli.show import gib, print_json, table
 from gpupack.errors import Invalid
 from gpupack.kube.api import Api, NotFound, configuration_of
 
+PARTS = ("seen", "predicted", "chosen", "rejected", "measured")
 _SERVINGS = "/apis/gpupack.dev/v1alpha1/namespaces/{namespace}/modelservings"
 
 
@@ -59,7 +60,7 @@ def _told(serving: Mapping[str, Any]) -> Mapping[str, Any]:
     status = serving.get("status", {})
     kept = (
         "shape", "replicasPerGpu", "replicas", "readyReplicas", "freedBytes", "assumed", "placements", "decision",
-        "observed",
+        "experiment", "decisions", "observed",
     )  # fmt: skip
     return {
         "namespace": serving["metadata"]["namespace"],
@@ -90,6 +91,7 @@ def prose(serving: Mapping[str, Any]) -> str:
         lines.append(f"  {decision.get('reason', '')}. {decision.get('message', '')} ({decision.get('at', '')})")
     observed = status.get("observed")
     lines += _observed(observed) if observed else [f"  {line}" for line in _shape(status)]
+    lines += _decisions(status.get("decisions", ()))
     conditions: Sequence[Mapping[str, Any]] = status.get("conditions", ())
     if conditions:
         rows = [(each["type"], each["status"], each["reason"], each.get("message", "")) for each in conditions]
@@ -99,6 +101,15 @@ def prose(serving: Mapping[str, Any]) -> str:
         rows = [(each["name"], each["phase"], each["gpu"], each["node"]) for each in placements]
         lines += ["", *_indented(table(("replica", "is", "GPU", "node"), rows, left=True))]
     return "\n".join(lines)
+
+
+def _decisions(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last decisions, the newest first: what was seen, predicted, chosen, rejected, and measured afterwards."""
+    lines = ["", "  The last decisions"] if decisions else []
+    for each in reversed(decisions):
+        lines.append(f"    {each['at']}  {each['reason']}")
+        lines += [f"      {part + ':':<11}{each[part]}" for part in PARTS if each.get(part)]
+    return lines
 
 
 def _count(status: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from gpupack.decide.shapes import choose
 from gpupack.decide.steps import obstacle, steps
 from gpupack.decide.undone import ANOTHER_SHAPE, forget
 from gpupack.facts.estimate import Estimate, Source
-from gpupack.facts.experiment import Experiment, Judgement
+from gpupack.facts.experiment import Experiment, Judgement, is_news
 from gpupack.facts.interpretation import Facts, interpret, is_leaving
 from gpupack.facts.observation import Observation, ReplicaSeen
 from gpupack.facts.placement import Placement, Plan, Record
@@ -520,14 +520,14 @@ def _tells(
     old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record], before: Plan, experiments: Iterable[Experiment]
 ) -> tuple[Tell, ...]:
     """An event for every serving whose decision is another one now, and for every verdict; a wanted count is none."""
-    judged = {each.gpu_uuid: (each.last_at, each.judgement) for each in before.experiments}
+    judged = {each.gpu_uuid: each for each in before.experiments}
     told = [
         Tell(
             serving=each.serving, warning=each.judgement is Judgement.MISSED, reason=each.judgement.value,
             message=explain.outcome(each),
         )
         for each in experiments
-        if each.judgement is not None and judged.get(each.gpu_uuid) != (each.last_at, each.judgement)
+        if each.judgement is not None and is_news(each, judged.get(each.gpu_uuid))
     ]  # fmt: skip
     for key, record in sorted(new.items()):
         was = old.get(key)

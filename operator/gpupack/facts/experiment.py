@@ -82,6 +82,12 @@ class Experiment:
     why: str = ""
 
 
+def is_news(experiment: Experiment, before: Experiment | None) -> bool:
+    """Whether its verdict is one that was not given yet; `before` is what stood on that GPU."""
+    was = None if before is None else (before.last_at, before.judgement)
+    return experiment.judgement is not None and was != (experiment.last_at, experiment.judgement)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """What an undone step depended on: arrivals a second of its serving, and mean lengths in tokens."""

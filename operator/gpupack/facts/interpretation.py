@@ -39,6 +39,7 @@ V = TypeVar("V")
 
 Known = float | Missing
 """A number in its base unit that may be used, or why there is none."""
+UNCOUNTED = Missing(cause=Cause.NO_SERIES, origin="waiting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Traffic:
     running_mean: Known
     inside_least: Known
     inside_most: Known
-    waiting_least: Known = Missing(cause=Cause.NO_SERIES, origin="waiting")
+    waiting_least: Known = UNCOUNTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
