@@ -15,10 +15,12 @@ import pytest
 from gpupack.demo.stage import ACCOUNT, NODE, OPERATOR, POLL_SECONDS, Stage, condition, wait_for
 from gpupack.errors import Unavailable
 from gpupack.node.controlplane import AuditEvent
+from gpupack.twin.memory_system import Mps
 
 from .history import GPU, History, is_ready
 
 START_SECONDS = 1.0
+ORDINARY_INTERFERENCE = Mps().interference
 PATIENCE_SECONDS = 40.0
 NODE_ARGUMENTS = (
     "--node-name", "virtual", "--nodes", "2", "--gpus", "2", "--gpu-kind", "H100-80GB",
@@ -102,6 +104,7 @@ class Journey:
         stage.no_load()
         stage.steer("/exporter", fault="none", absent=[])
         stage.steer("/start", seconds=START_SECONDS)
+        stage.steer("/interference", interference=ORDINARY_INTERFERENCE)
         stage.delete(SERVINGS)
         for children in (PODS, CLAIMS, SERVICES, BUDGETS):  # nobody waits for the garbage collector
             stage.delete(children, labelSelector=OURS, gracePeriodSeconds="0")

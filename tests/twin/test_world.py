@@ -102,6 +102,23 @@ def test_an_engine_is_never_faster_beside_others_than_alone(sharing: Sharing) ->
     assert tokens[0] > tokens[2]
 
 
+def test_interference_can_worsen_while_engines_run_and_a_lone_engine_does_not_notice() -> None:
+    def tokens(engines: int, worse: float | None) -> int:
+        world = world_with_gpu()
+        tenants = [
+            start(world, f"e{each}", ClosedLoop(concurrency=64, requests=requests(each))) for each in range(engines)
+        ]
+        world.advance(3.0)
+        before = sum(generated(each) for each in tenants)
+        if worse is not None:
+            world.interfere(Mps(interference=worse))
+        world.advance(6.0)
+        return sum(generated(each) for each in tenants) - before
+
+    assert tokens(1, 4.0) == tokens(1, None)
+    assert tokens(2, 4.0) < tokens(1, None) < tokens(2, None)
+
+
 def test_engines_that_take_turns_get_equal_parts() -> None:
     world = world_with_gpu(TimeSlicing())
     tenants = [start(world, f"e{i}", ClosedLoop(concurrency=64, requests=requests(i))) for i in range(3)]
