@@ -9,7 +9,7 @@ Knows one model on an otherwise empty GPU of one kind. Neighbours, demand and wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gpupack.decide.question import Question
@@ -20,6 +20,9 @@ from gpupack.perf import memory
 from gpupack.perf.prediction import GpuPrediction, ReplicaMemory
 from gpupack.plan import Reason, Verdict
 from gpupack.units import PerSecond
+
+# A request whose prompt is so many times its answer; and what another token budget must bring to be worth it.
+_MOSTLY_PROMPTS, _CLEARLY = 8.0, 1.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,32 @@ class Advice:
 
 @lru_cache(maxsize=4096)
 def advise(question: Question) -> Advice:
-    """The shape and the number of engines of one GPU; a pure function of the question, so answers are kept."""
+    """The shape and the number of engines of one GPU; a pure function of the question, so answers are kept.
+
+    Where prompts are most of the work, vLLM's own token budget is tried beside the question's: a lone engine with long
+    steps can do what several with short ones do.
+    """
+    answer = _answer(question)
+    lengths = question.lengths
+    own = memory.default_shape(question.llm, question.dtype, question.gpu).max_num_batched_tokens
+    if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean or own <= question.max_num_batched_tokens:
+        return answer
+    if not question.chunked_prefill or not answer.fits:
+        return answer
+    other = _answer(replace(question, max_num_batched_tokens=own))
+    better = other.fits and _worth(other, question) > _CLEARLY * _worth(answer, question)
+    return other if better else answer
+
+
+def _worth(advice: Advice, question: Question) -> float:
+    """Tokens a second within the SLO, where each engine must pay for itself; 0 where the SLO is out of reach."""
+    if advice.unreachable is not None:
+        return 0.0
+    least = 1.0 + question.policy.least_marginal_gain
+    return float(advice.prediction.total_tokens_per_second * least**-advice.replicas_per_gpu)
+
+
+def _answer(question: Question) -> Advice:
     search = Search(question)
     found = search.best()
     if found is None:

@@ -100,7 +100,7 @@ def scaled(base: Coefficients, free: Sequence[Free], scales: Sequence[float]) ->
 def least_squares(
     residuals: Callable[[list[float]], list[float]], count: int, *, robust: float = math.inf
 ) -> list[float]:
-    """Gauss-Newton with a pull of `_PULL` to zero and bounds of `_REACH`; ends after a fixed number of rounds.
+    """Gauss-Newton with a pull of `_PULL` to zero and bounds of `_REACH`, until it moves no more or for `_ROUNDS`.
 
     Residuals beyond `robust` are weighted down to it (Huber).
     """
@@ -126,6 +126,8 @@ def least_squares(
         ]
         moves = _solved(matrix, pulled)
         scales = [min(_REACH, max(-_REACH, scale + move)) for scale, move in zip(scales, moves, strict=True)]
+        if max(map(abs, moves)) < _STEP:
+            break
     return scales
 
 
