@@ -160,6 +160,15 @@ def test_the_plan_of_512_gpus_with_eight_engines_each_stays_far_below_etcds_limi
     assert len(json.dumps(plan_to_status(full), separators=(",", ":"))) < 600_000
 
 
+def test_a_plan_with_a_step_on_trial_on_each_of_512_gpus_still_fits() -> None:
+    one = a_plan().experiments[-1]
+    plan = Plan(
+        placements=tuple(placement(number, slot) for number in range(512) for slot in range(8)),
+        experiments=tuple(replace(one, gpu_uuid=placement(number).gpu_uuid) for number in range(512)),
+    )
+    assert len(json.dumps(plan_to_status(plan), separators=(",", ":"))) < 1_200_000
+
+
 def test_a_pools_status_counts_for_the_table_and_dates_its_conditions() -> None:
     said = PoolStatus(
         plan=a_plan(), gpus=2, gpus_in_use=2, replicas=3,

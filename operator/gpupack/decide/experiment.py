@@ -274,8 +274,8 @@ def _is_remembered(board: Board, experiment: Experiment) -> bool:
 def _look(board: Board, experiment: Experiment) -> Finding:
     uuid, policy = experiment.gpu_uuid, board.facts.policy
     gpu, mix = board.facts.gpus[uuid], board.mix(uuid)
-    if not board.prospects.knows(mix) or inputs_of(board, gpu.gpu.kind, mix) != experiment.inputs:
-        return _inconclusive("the spec of an engine there, or what is known of it, has changed since")
+    if not board.prospects.knows(mix):
+        return _inconclusive("an engine there belongs to a serving that cannot be read")
     if gpu.foreign:
         return _inconclusive(f"the GPU is held by {gpu.foreign[0]}, too")
     seen = seen_on(board, uuid, mix)
@@ -284,6 +284,8 @@ def _look(board: Board, experiment: Experiment) -> Finding:
     finished = sum(each.finished for each in seen)
     if finished < policy.min_window_requests:
         return _inconclusive(f"{finished:.0f} requests finished in the window; {policy.min_window_requests} are needed")
+    if inputs_of(board, gpu.gpu.kind, mix) != experiment.inputs:
+        return _inconclusive("the spec of an engine there, or what is known of it, has changed since")
     return _judged(board, experiment, gpu.gpu.kind, seen)
 
 
