@@ -24,6 +24,12 @@ from .journey import NODE_ARGUMENTS, Journey
 LOGS = Path(__file__).parent / ".out"
 HPA_OFTEN = ("--horizontal-pod-autoscaler-sync-period=2s",)
 FAILED = pytest.StashKey[bool]()
+LAST = "test_roles.py"
+"""Looks back at all journeys."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == LAST)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("gpupack.cli.simulate", "the same of the same setting, by the digital twin"),
     "validate": ("gpupack.cli.validate", "how far both are from published measurements, as a page with plots"),
     "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
+    "doctor": ("gpupack.doctor.run", "whether a cluster is one that gpupack can work in, and what to mend first"),
     "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),

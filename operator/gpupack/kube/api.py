@@ -121,6 +121,10 @@ class Api:
     async def get(self, path: str, **query: str | int) -> Json:
         return await self._ask("GET", path, query, verb="list" if "limit" in query else "get")
 
+    async def read(self, path: str) -> bytes:
+        """What is no object of the API: for instance a page of a pod, through the API server's proxy."""
+        return await self._fetch("GET", path, {}, None, "application/json", verb="get")
+
     async def create(self, path: str, body: Json) -> Json:
         """POST to a collection. Raises Conflict if the name is taken."""
         return await self._ask("POST", path, {"fieldManager": self._manager}, body, "application/json", verb="create")
@@ -184,6 +188,18 @@ class Api:
         self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None,
         content_type: str = "application/json", *, verb: str,
     ) -> Json:  # fmt: skip
+        text = await self._fetch(method, path, query, body, content_type, verb=verb)
+        try:
+            answer = json.loads(text)
+        except ValueError as problem:
+            raise Unavailable(f"{verb} {path}: the answer is no JSON: {text[:80]!r}") from problem
+        if not isinstance(answer, dict):
+            raise Unavailable(f"{verb} {path}: the answer is no object: {text[:80]!r}")
+        return answer
+
+    async def _fetch(
+        self, method: str, path: str, query: Mapping[str, str | int], body: Json | None, content_type: str, *, verb: str
+    ) -> bytes:
         limits = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
         try:
             response = await self._send(method, path, query, body, content_type, limits)
@@ -195,13 +211,7 @@ class Api:
         self._on_call(verb, response.status)
         if response.status >= 400:
             raise error_of(response.status, text)
-        try:
-            answer = json.loads(text)
-        except ValueError as problem:
-            raise Unavailable(f"{verb} {path}: the answer is no JSON: {text[:80]!r}") from problem
-        if not isinstance(answer, dict):
-            raise Unavailable(f"{verb} {path}: the answer is no object: {text[:80]!r}")
-        return answer
+        return text
 
     async def _send(
         self, method: str, path: str, query: Mapping[str, str | int], body: Json | None, content_type: str,

@@ -1,0 +1,323 @@
+"""What a cluster's state means for gpupack: what will work, what will not, and what to do. Pure.
+
+Each check says one thing in a sentence that a person can act on. Knows what this version of gpupack needs: GPUs that a
+DRA driver publishes, the NVIDIA kind of it; dcgm-exporter for bandwidth and memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpupack.doctor.survey import ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.facts.gpu import GpuKind
+from gpupack.kube import labels
+from gpupack.kube.node_resource import GpuByProduct, devices_of, unknown_devices_of
+from gpupack.units import Bytes
+
+LEAST_KUBERNETES = (1, 34)
+"""From here on resource.k8s.io/v1 is served (facts of Kubernetes 1.34's release)."""
+LEAST_DRIVER = 580
+"""NVIDIA's DRA driver for GPUs asks for it (GPU operator 26.7, documentation of its DRA install)."""
+MPS_GATE = re.compile(r"MPSSupport=true", re.IGNORECASE)
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+MEMORY_LABEL = "nvidia.com/gpu.memory"
+DRIVER_LABEL = "nvidia.com/cuda.driver-version.full"
+NAMED = 5
+"""So many names are told; the others are counted."""
+
+
+class Grade(StrEnum):
+    """GOOD works; LIMITED works with less; BLOCKED must be mended first; UNKNOWN could not be looked at."""
+
+    GOOD = "good"
+    LIMITED = "limited"
+    BLOCKED = "blocked"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """`remedy` is empty where there is nothing to do."""
+
+    topic: str
+    grade: Grade
+    sentence: str
+    remedy: str = ""
+
+
+Check = Callable[[ClusterSeen, GpuByProduct], Iterable[Finding]]
+
+
+def diagnose(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> tuple[Finding, ...]:
+    """Every finding, in the order in which a first user would mend them."""
+    return tuple(finding for check in CHECKS for finding in check(seen, gpu_by_product))
+
+
+def kubernetes(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    found = re.match(r"v?(\d+)\.(\d+)", seen.version)
+    if found is None:
+        yield unknown("Kubernetes", f"The API server calls its version {seen.version!r}.")
+    elif (int(found[1]), int(found[2])) < LEAST_KUBERNETES:
+        least = ".".join(map(str, LEAST_KUBERNETES))
+        yield blocked(
+            "Kubernetes",
+            f"This is Kubernetes {seen.version}; gpupack needs {least} for ResourceClaims.",
+            f"Upgrade the control plane to {least} or later.",
+        )
+    elif "resource.k8s.io/v1" not in seen.served:
+        yield blocked(
+            "Kubernetes",
+            f"Kubernetes {seen.version} does not serve resource.k8s.io/v1.",
+            "Do not turn it off in --runtime-config of the API server, nor the gate DynamicResourceAllocation.",
+        )
+    else:
+        yield good("Kubernetes", f"Kubernetes {seen.version} serves ResourceClaims.")
+
+
+def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
+    """Which GPUs gpupack would find, and which it would not know."""
+    if isinstance(seen.slices, Unseen) and "resource.k8s.io/v1" in seen.served:
+        yield _unseen("GPUs", "ResourceSlices", seen.slices)
+        return
+    slices = () if isinstance(seen.slices, Unseen) else seen.slices
+    placed, strange = devices_of(slices, gpu_by_product), unknown_devices_of(slices, gpu_by_product)
+    if placed:
+        kinds = Counter(each.gpu.kind.name for each in placed)
+        told = ", ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
+        yield good("GPUs", f"{told} can be packed.")
+    for product, count in sorted(Counter(each.product for each in strange).items()):
+        yield limited(
+            "GPUs",
+            f"{count} x {product} is not in gpupack's catalog and stays unused.",
+            "`gpupack catalog` lists what is known; a row of its datasheet can be contributed.",
+        )
+    if placed or strange:
+        return
+    plugged = [] if isinstance(seen.nodes, Unseen) else [each for each in seen.nodes if each.offers]
+    if plugged:
+        yield _only_plugged(plugged, gpu_by_product)
+        return
+    yield blocked(
+        "GPUs",
+        "No node offers an NVIDIA GPU, neither by a DRA driver nor by a device plugin.",
+        "Install NVIDIA's GPU operator with its DRA driver (gpuCluster.deployCR=true), and see that the GPU nodes "
+        "are Ready.",
+    )
+
+
+def _only_plugged(plugged: list[GpuNode], gpu_by_product: GpuByProduct) -> Finding:
+    kinds = Counter(_product(each, gpu_by_product) for each in plugged)
+    told = ", ".join(f"{name} on {_count(count, 'node')}" for name, count in sorted(kinds.items()))
+    return blocked(
+        "GPUs",
+        f"A device plugin offers {told}, but no DRA driver publishes them, and gpupack places by DRA alone.",
+        "Install NVIDIA's DRA driver for GPUs; a cluster has either the device plugin or the DRA driver on a node, "
+        "so drain it first. Until then `spec.observe` and mode Advise work for vLLM pods that run already.",
+    )
+
+
+def _product(node: GpuNode, gpu_by_product: GpuByProduct) -> str:
+    product = node.record.labels.get(PRODUCT_LABEL, "")
+    mib = node.record.labels.get(MEMORY_LABEL, "")
+    kind: GpuKind | None = gpu_by_product(product, Bytes(int(mib) << 20) if mib.isdigit() else None)
+    return kind.name if kind is not None else product or "GPUs without a product label"
+
+
+def device_class(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    if isinstance(seen.slices, Unseen) or not seen.slices:
+        return
+    if isinstance(seen.device_classes, Unseen):
+        yield _unseen("DRA driver", "DeviceClasses", seen.device_classes)
+    elif labels.DEVICE_CLASS not in seen.device_classes:
+        yield blocked(
+            "DRA driver",
+            f"There is no DeviceClass {labels.DEVICE_CLASS}.",
+            "It comes with the driver's chart; without it no claim for a GPU can be allocated.",
+        )
+    else:
+        yield good("DRA driver", f"DeviceClass {labels.DEVICE_CLASS} is there.")
+
+
+def driver(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    versions = dict(seen.drivers)
+    for node in () if isinstance(seen.nodes, Unseen) else seen.nodes:
+        told = node.record.labels.get(DRIVER_LABEL)
+        if told and (node.offers or node.record.name in versions):
+            versions.setdefault(node.record.name, told)
+    old = sorted(name for name, version in versions.items() if _major(version) < LEAST_DRIVER)
+    if old:
+        yield limited(
+            "NVIDIA driver",
+            f"The driver is older than {LEAST_DRIVER} on {_names(old)} ({versions[old[0]]}).",
+            f"NVIDIA's DRA driver for GPUs asks for {LEAST_DRIVER} or later; upgrade it there.",
+        )
+    elif versions:
+        told = ", ".join(sorted(set(versions.values())))
+        yield good("NVIDIA driver", f"Driver {told}.")
+
+
+def _major(version: str) -> int:
+    found = re.match(r"\d+", version)
+    return int(found[0]) if found else 0
+
+
+def mps(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """Whether two engines can share a GPU by MPS. The gate is read off the driver's own pods."""
+    if isinstance(seen.pods, Unseen) or isinstance(seen.slices, Unseen) or not seen.slices:
+        return
+    plugins = [each for each in seen.pods if "dra" in each.name and "nvidia" in f"{each.name} {' '.join(each.images)}"]
+    if not plugins:
+        yield unknown(
+            "MPS",
+            "The pods of the DRA driver were not recognised, so nothing tells whether its gate MPSSupport is on.",
+            "See that the driver runs with featureGates MPSSupport=true; without it a claim that asks for MPS is "
+            "refused and replicas stay Pending.",
+        )
+    elif any(MPS_GATE.search(word) for each in plugins for word in (*each.words, *each.environ.values())):
+        yield good("MPS", "The DRA driver's gate MPSSupport is on.")
+    else:
+        yield blocked(
+            "MPS",
+            f"The DRA driver ({plugins[0].key}) does not have its gate MPSSupport on: engines cannot share a GPU.",
+            "Set draDriver.featureGates: {MPSSupport: true} in the GPU operator's values, or spec.sharing: "
+            "[Exclusive] in the GpuPool for one engine a GPU.",
+        )
+
+
+def exporters(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """Whether bandwidth and memory of each GPU can be measured."""
+    if isinstance(seen.pods, Unseen):
+        yield _unseen("Metrics", "pods", seen.pods)
+        return
+    nodes = {each.node for each in (() if isinstance(seen.slices, Unseen) else seen.slices) if each.devices}
+    running = [each for each in seen.pods if each.is_exporter]
+    without = sorted(nodes - {each.node for each in running})
+    if without:
+        yield limited(
+            "Metrics",
+            f"No dcgm-exporter was found on {_names(without)}: one replica a GPU there, because nobody can tell "
+            "what else holds its memory.",
+            "Install dcgm-exporter (the GPU operator brings it), or name its pods in spec.metrics.dcgm of the GpuPool.",
+        )
+    for pod in running:
+        if pod.node in nodes:
+            yield from _page(pod, seen)
+
+
+def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
+    page = seen.pages.get(pod.key, Unseen(why="it was not asked"))
+    if isinstance(page, Unseen):
+        yield unknown(
+            "Metrics",
+            f"{pod.key} could not be asked: {page.why}",
+            "The operator asks port 9400 of the pod itself; see that a NetworkPolicy lets it in.",
+        )
+        return
+    if not page:
+        yield limited(
+            "Metrics",
+            f"{pod.key} tells of no GPU.",
+            "See its log: it may lack the right to profile, or the driver.",
+        )
+        return
+    lacks = []
+    if any(each.dram_active is None for each in page):
+        lacks.append("DCGM_FI_PROF_DRAM_ACTIVE (packing then stops at a predicted saturation of 80 %)")
+    if any(each.fb_used is None for each in page):
+        lacks.append("DCGM_FI_DEV_FB_USED (one replica a GPU then)")
+    if lacks:
+        yield limited(
+            "Metrics",
+            f"{pod.key} does not export {' and '.join(lacks)}.",
+            "Add the fields to the exporter's list of metrics; profiling fields need a GPU of Volta or later and "
+            "no other profiler on it.",
+        )
+    else:
+        yield good(
+            "Metrics",
+            f"{pod.key} exports DRAM activity and memory of {_count(len(page), 'GPU')}.",
+        )
+
+
+def holders(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """Who holds GPUs now: gpupack leaves those alone."""
+    holding = [] if isinstance(seen.claims, Unseen) else [f"{each.namespace}/{each.name}" for each in seen.claims]
+    asking = () if isinstance(seen.pods, Unseen) else seen.pods
+    holding += [each.key for each in asking if each.extended and not each.ours]
+    if holding:
+        yield limited(
+            "GPUs of others",
+            f"{_names(sorted(holding))} {'hold' if len(holding) > 1 else 'holds'} GPUs, which gpupack leaves alone.",
+        )
+
+
+def engines(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """vLLM that runs already is where a careful team begins."""
+    pods = () if isinstance(seen.pods, Unseen) else seen.pods
+    running = sorted(each.key for each in pods if not each.ours and any("vllm" in image for image in each.images))
+    if running:
+        yield good(
+            "vLLM",
+            f"vLLM runs already: {_names(running)}.",
+            "Point a ModelServing with mode Advise and spec.observe.selector at it: gpupack says what it could be, "
+            "and touches nothing.",
+        )
+
+
+def rights(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    if "gpupack.dev/v1alpha1" in seen.served:
+        yield good("gpupack", "Its custom resources are installed.")
+        return
+    lacking = sorted(what for what, may in seen.may_install.items() if not may)
+    if lacking:
+        yield blocked(
+            "gpupack",
+            f"It is not installed, and you may not install it: {', '.join(lacking)} is refused to you.",
+            "Ask an administrator of the cluster to run `helm install gpupack charts/gpupack`.",
+        )
+    else:
+        yield good(
+            "gpupack",
+            "It is not installed yet; you may install it.",
+            "helm install gpupack charts/gpupack -n gpupack-system --create-namespace",
+        )
+
+
+CHECKS: tuple[Check, ...] = (kubernetes, gpus, device_class, driver, mps, exporters, holders, engines, rights)
+
+
+def good(topic: str, sentence: str, remedy: str = "") -> Finding:
+    return Finding(topic=topic, grade=Grade.GOOD, sentence=sentence, remedy=remedy)
+
+
+def limited(topic: str, sentence: str, remedy: str = "") -> Finding:
+    return Finding(topic=topic, grade=Grade.LIMITED, sentence=sentence, remedy=remedy)
+
+
+def blocked(topic: str, sentence: str, remedy: str) -> Finding:
+    return Finding(topic=topic, grade=Grade.BLOCKED, sentence=sentence, remedy=remedy)
+
+
+def unknown(topic: str, sentence: str, remedy: str = "") -> Finding:
+    return Finding(topic=topic, grade=Grade.UNKNOWN, sentence=sentence, remedy=remedy)
+
+
+def _unseen(topic: str, what: str, unseen: Unseen) -> Finding:
+    return unknown(
+        topic,
+        f"{what} could not be read: {unseen.why}",
+        "Ask again as a user who may list them.",
+    )
+
+
+def _names(names: list[str]) -> str:
+    told = ", ".join(names[:NAMED])
+    return told if len(names) <= NAMED else f"{told} and {len(names) - NAMED} more"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,227 @@
+"""What there is in a cluster, as far as this user may look. Reads only; what it means is `findings`' business.
+
+A part that cannot be read is an Unseen with the reason, never an empty one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from gpupack.errors import Unavailable
+from gpupack.kube import labels
+from gpupack.kube.api import Api, NotFound
+from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
+from gpupack.metrics.prometheus import GpuPage, parse_gpus
+
+EXPORTER_LABELS: tuple[Mapping[str, str], ...] = (
+    {labels.NAME: "dcgm-exporter"},
+    {"app": "nvidia-dcgm-exporter"},
+)
+"""Both generations, as a GpuPool looks for them."""
+EXPORTER_PORT = 9400
+PAGE_SECONDS = 10.0
+WATCHED_GROUPS = ("gpupack.dev/v1alpha1", "resource.k8s.io/v1", "monitoring.coreos.com/v1")
+INSTALLING: tuple[tuple[str, str, str], ...] = (
+    ("create", "apiextensions.k8s.io", "customresourcedefinitions"),
+    ("create", "rbac.authorization.k8s.io", "clusterroles"),
+    ("create", "", "namespaces"),
+    ("create", "apps", "deployments"),
+)
+"""What `helm install` or `kubectl apply -k deploy/` does: verb, group, resource."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """A part of the cluster that could not be looked at."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuNode:
+    """A node and the NVIDIA resources that a device plugin offers there, by full name."""
+
+    record: NodeRecord
+    offers: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodLook:
+    """A pod that runs or may run: what it is and what it asks a device plugin for."""
+
+    namespace: str
+    name: str
+    node: str
+    labels: Mapping[str, str]
+    images: tuple[str, ...]
+    words: tuple[str, ...]
+    environ: Mapping[str, str]
+    extended: tuple[str, ...]
+    ours: bool
+    ready: bool
+    address: str | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def is_exporter(self) -> bool:
+        return any(all(self.labels.get(key) == value for key, value in each.items()) for each in EXPORTER_LABELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSeen:
+    """`slices` hold the driver's version beside them: `drivers` by node. `pages` are of exporters, by pod."""
+
+    version: str
+    served: frozenset[str]
+    nodes: tuple[GpuNode, ...] | Unseen
+    slices: tuple[SliceSeen, ...] | Unseen
+    drivers: Mapping[str, str]
+    device_classes: tuple[str, ...] | Unseen
+    claims: tuple[ForeignClaim, ...] | Unseen
+    pods: tuple[PodLook, ...] | Unseen
+    pages: Mapping[str, tuple[GpuPage, ...] | Unseen]
+    may_install: Mapping[str, bool]
+
+
+async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], None]) -> ClusterSeen:
+    """Raises Unavailable only if the API server does not answer at all."""
+    version = (await api.get("/version")).get("gitVersion", "")
+    progress(f"Kubernetes {version}")
+    served = frozenset([group for group in WATCHED_GROUPS if await _is_served(api, group)])
+    progress("nodes, devices, claims, pods")
+    dra = "resource.k8s.io/v1" in served
+    no_dra = Unseen(why="the API server does not serve resource.k8s.io/v1")
+    raw_slices = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceslices")) if dra else no_dra
+    classes = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/deviceclasses")) if dra else no_dra
+    claims = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceclaims")) if dra else no_dra
+    nodes = await _or_unseen(_all(api, "/api/v1/nodes"))
+    raw_pods = await _or_unseen(_all(api, "/api/v1/pods"))
+    pods = raw_pods if isinstance(raw_pods, Unseen) else tuple(pod for each in raw_pods if (pod := _pod(each)))
+    pages: dict[str, tuple[GpuPage, ...] | Unseen] = {}
+    if not isinstance(pods, Unseen):
+        exporters = [each for each in pods if each.is_exporter]
+        progress(f"{len(exporters)} dcgm-exporters")
+        found = await asyncio.gather(*(_page(api, each, pod_proxy) for each in exporters))
+        pages = dict(zip([each.key for each in exporters], found, strict=True))
+    progress("what you may do here")
+    return ClusterSeen(
+        version=version,
+        served=served,
+        nodes=nodes if isinstance(nodes, Unseen) else tuple(_node(each) for each in nodes),
+        slices=raw_slices if isinstance(raw_slices, Unseen) else _slices(raw_slices),
+        drivers={} if isinstance(raw_slices, Unseen) else _drivers(raw_slices),
+        device_classes=classes if isinstance(classes, Unseen) else tuple(each["metadata"]["name"] for each in classes),
+        claims=claims if isinstance(claims, Unseen) else tuple(c for each in claims if (c := foreign_claim_of(each))),
+        pods=pods,
+        pages=pages,
+        may_install={f"{verb} {what}": await _may(api, verb, group, what) for verb, group, what in INSTALLING},
+    )
+
+
+async def _is_served(api: Api, group: str) -> bool:
+    try:
+        await api.get(f"/apis/{group}")
+    except NotFound:
+        return False
+    return True
+
+
+async def _all(api: Api, path: str) -> list[Json]:
+    """Every object of a list, page by page."""
+    items: list[Json] = []
+    more: dict[str, str] = {}
+    while True:
+        answer = await api.get(path, limit=500, **more)
+        items.extend(answer["items"])
+        token = answer["metadata"].get("continue")
+        if not token:
+            return items
+        more = {"continue": token}
+
+
+async def _or_unseen(asked: Awaitable[list[Json]]) -> list[Json] | Unseen:
+    try:
+        return await asked
+    except Unavailable as refused:
+        return Unseen(why=str(refused))
+
+
+async def _may(api: Api, verb: str, group: str, resource: str) -> bool:
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
+    }
+    answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+    return bool(answer["status"]["allowed"])
+
+
+async def _page(api: Api, pod: PodLook, pod_proxy: str | None) -> tuple[GpuPage, ...] | Unseen:
+    """An exporter's page, through the API server's own way to pods, or through a forward proxy that reaches them."""
+    try:
+        if pod_proxy is None:
+            path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}:{EXPORTER_PORT}/proxy/metrics"
+            return parse_gpus(await api.read(path))
+        if pod.address is None:
+            return Unseen(why="it has no address yet")
+        async with httpx.AsyncClient(proxy=pod_proxy, trust_env=False, timeout=PAGE_SECONDS) as client:
+            answer = await client.get(f"http://{pod.address}:{EXPORTER_PORT}/metrics")
+            return parse_gpus(answer.raise_for_status().content)
+    except (Unavailable, httpx.HTTPError) as problem:
+        return Unseen(why=str(problem) or type(problem).__name__)
+
+
+def _node(item: Json) -> GpuNode:
+    allocatable = item.get("status", {}).get("allocatable", {})
+    offers = {name: int(count) for name, count in allocatable.items() if name.startswith(labels.EXTENDED_RESOURCES)}
+    return GpuNode(record=node_of(item), offers={name: count for name, count in offers.items() if count})
+
+
+def _slices(items: Sequence[Json]) -> tuple[SliceSeen, ...]:
+    return tuple(seen for each in items if (seen := slice_of(each)) is not None)
+
+
+def _drivers(items: Sequence[Json]) -> dict[str, str]:
+    """The NVIDIA driver's version by node, where its slices say it."""
+    found: dict[str, str] = {}
+    for item in items:
+        spec = item["spec"]
+        for device in spec.get("devices", ()) if spec["driver"] == labels.DRIVER else ():
+            attributes = {key.rpartition("/")[2]: value for key, value in device.get("attributes", {}).items()}
+            version = attributes.get("driverVersion", {}).get("version")
+            if version and "nodeName" in spec:
+                found[spec["nodeName"]] = version
+    return found
+
+
+def _pod(item: Json) -> PodLook | None:
+    """None for one that has ended."""
+    metadata, spec, status = item["metadata"], item["spec"], item.get("status", {})
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    containers = spec["containers"]
+    limits = [name for each in containers for name in each.get("resources", {}).get("limits", {})]
+    conditions = {each["type"]: each["status"] for each in status.get("conditions", ())}
+    return PodLook(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        node=spec.get("nodeName", ""),
+        labels=metadata.get("labels", {}),
+        images=tuple(each.get("image", "") for each in containers),
+        words=tuple(word for each in containers for word in (*each.get("command", ()), *each.get("args", ()))),
+        environ={var["name"]: var["value"] for each in containers for var in each.get("env", ()) if "value" in var},
+        extended=tuple(name for name in limits if name.startswith(labels.EXTENDED_RESOURCES)),
+        ours=metadata.get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY,
+        ready=conditions.get("Ready") == "True",
+        address=status.get("podIP"),
+    )

@@ -1,0 +1,130 @@
+"""What the doctor says of clusters as people have them. The sentences are the product: golden files hold them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from gpupack.catalog import gpu_by_product
+from gpupack.doctor.findings import Finding, Grade, diagnose
+from gpupack.doctor.run import tell
+from gpupack.doctor.survey import INSTALLING, ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.kube.node_resource import Device, ForeignClaim, NodeRecord, SliceSeen
+from gpupack.metrics.prometheus import GpuPage
+from gpupack.units import Bytes
+
+H100, UNHEARD_OF = "NVIDIA H100 80GB HBM3", "NVIDIA Z9000"
+
+
+def node(name: str, **offers: int) -> GpuNode:
+    record = NodeRecord(
+        name=name, ready=True, cpu_cores=64.0,
+        labels={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"},
+    )  # fmt: skip
+    return GpuNode(record=record, offers={f"nvidia.com/{what}": count for what, count in offers.items()})
+
+
+def slice_on(name: str, product: str = H100) -> SliceSeen:
+    device = Device(name="gpu-0", uuid=f"GPU-{name}", product=product, memory=Bytes(85_000_000_000), taint=None)
+    return SliceSeen(pool=name, generation=1, node=name, devices=(device,))
+
+
+def pod(name: str, node: str, *, namespace: str = "gpu-operator", image: str = "", **about: object) -> PodLook:
+    plain = PodLook(
+        namespace=namespace, name=name, node=node, labels={}, images=(image,), words=(), environ={}, extended=(),
+        ours=False, ready=True, address="10.0.0.1",
+    )  # fmt: skip
+    return replace(plain, **about)  # type: ignore[arg-type]
+
+
+EXPORTER = {"app": "nvidia-dcgm-exporter"}
+PAGE = (GpuPage(uuid="GPU-a", dram_active=0.1, fb_used=1e9, power=90.0),)
+READY = ClusterSeen(
+    version="v1.37.1",
+    served=frozenset({"resource.k8s.io/v1"}),
+    nodes=(node("a"),),
+    slices=(slice_on("a"),),
+    drivers={"a": "580.95.5"},
+    device_classes=("gpu.nvidia.com",),
+    claims=(),
+    pods=(
+        pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", environ={"FEATURE_GATES": "MPSSupport=true"}),
+        pod("exporter-x", "a", labels=EXPORTER),
+    ),
+    pages={"gpu-operator/exporter-x": PAGE},
+    may_install={f"{verb} {what}": True for verb, _, what in INSTALLING},
+)
+STOCK = replace(
+    READY, slices=(), drivers={}, device_classes=(), nodes=(node("a", gpu=8), node("b", gpu=8)),
+    pods=(
+        pod("exporter-x", "a", labels=EXPORTER),
+        pod("chat-7d9f", "a", namespace="ml", image="vllm/vllm-openai:v0.33.0", extended=("nvidia.com/gpu",)),
+    ),
+)  # fmt: skip
+SHORT_OF_THINGS = replace(
+    READY,
+    slices=(slice_on("a"), slice_on("b"), slice_on("c", UNHEARD_OF)),
+    drivers={"a": "550.54.15", "b": "580.95.5", "c": "580.95.5"},
+    claims=(ForeignClaim(namespace="research", name="notebook", devices=(("b", "gpu-0"),)),),
+    pods=(pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a"), pod("exporter-x", "a", labels=EXPORTER)),
+    pages={"gpu-operator/exporter-x": (replace(PAGE[0], dram_active=None),)},
+    may_install={**READY.may_install, "create clusterroles": False},
+)
+BLIND = replace(
+    READY, slices=Unseen(why="403 Forbidden"), pods=Unseen(why="403 Forbidden"), nodes=Unseen(why="403 Forbidden"),
+    claims=Unseen(why="403 Forbidden"), device_classes=Unseen(why="403 Forbidden"), drivers={}, pages={},
+)  # fmt: skip
+CLUSTERS = {"ready": READY, "stock-device-plugin": STOCK, "short-of-things": SHORT_OF_THINGS, "blind": BLIND}
+
+
+def found(seen: ClusterSeen) -> tuple[Finding, ...]:
+    return diagnose(seen, gpu_by_product)
+
+
+def grades(seen: ClusterSeen) -> dict[str, Grade]:
+    return {each.topic: each.grade for each in found(seen)}
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_doctor_speaks_as_it_was_reviewed(name: str, golden: Callable[[str, str], None]) -> None:
+    page = io.StringIO()
+    tell(found(CLUSTERS[name]), Console(file=page, width=110, color_system=None))
+    golden(f"doctor/{name}.txt", "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines()))
+
+
+def test_a_cluster_that_has_everything_is_good_throughout() -> None:
+    assert set(grades(READY).values()) == {Grade.GOOD}
+
+
+@pytest.mark.parametrize(
+    ("seen", "topic"),
+    [
+        (replace(READY, version="v1.33.4"), "Kubernetes"),
+        (replace(READY, served=frozenset(), slices=Unseen(why="not served")), "Kubernetes"),
+        (replace(READY, slices=(), nodes=()), "GPUs"),
+        (STOCK, "GPUs"),
+        (replace(READY, device_classes=()), "DRA driver"),
+        (SHORT_OF_THINGS, "MPS"),
+        (SHORT_OF_THINGS, "gpupack"),
+    ],
+)
+def test_what_keeps_gpupack_from_working_is_blocked_and_says_what_to_do(seen: ClusterSeen, topic: str) -> None:
+    blocked = [each for each in found(seen) if each.grade is Grade.BLOCKED and each.topic == topic]
+    assert blocked
+    assert all(each.remedy for each in blocked)
+
+
+def test_what_could_not_be_read_is_never_told_as_absent() -> None:
+    assert Grade.BLOCKED not in grades(BLIND).values()
+    assert grades(BLIND)["GPUs"] is Grade.UNKNOWN
+    silent = replace(READY, pages={"gpu-operator/exporter-x": Unseen(why="refused")})
+    assert grades(silent)["Metrics"] is Grade.UNKNOWN
+
+
+def test_an_older_kind_of_pod_of_the_driver_leaves_mps_open() -> None:
+    nameless = replace(READY, pods=(pod("plugin", "a"), pod("exporter-x", "a", labels=EXPORTER)))
+    assert grades(nameless)["MPS"] is Grade.UNKNOWN
