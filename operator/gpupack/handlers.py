@@ -48,7 +48,7 @@ from gpupack.units import MB, Seconds
 log = logging.getLogger(__name__)
 
 READ_BACK_SECONDS = 5.0
-"""How long a tick waits to see its own write of the plan; then it looks anyway, and a conflict may drop it."""
+"""How long a tick waits to see its own write of the plan; then the pools are listed anew."""
 LAST_TICK_SECONDS = 5.0
 """A tick that is under way when the process is asked to end gets this long."""
 ORPHAN_SECONDS = 2.0
@@ -180,6 +180,7 @@ class PoolTask:
             scene = scene_of(self._mirrors, self.name)
             return None if scene is None else await self._tick(scene)
         except Conflict as conflict:
+            self._mirrors.pools.doubt()  # it may be long before a silent watch shows what was written
             self._say(
                 logging.INFO, "somebody wrote the pool since it was seen; this tick is dropped", "Conflict", conflict
             )
@@ -239,11 +240,13 @@ class PoolTask:
 
     async def _read_back(self, seen: str) -> None:
         """Waits until the mirror shows the pool as it was written."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(READ_BACK_SECONDS):
                 while (pool := self._mirrors.pools.get("", self.name)) is not None and pool.resource_version == seen:
                     self.wake.clear()
                     await self.wake.wait()
+        except TimeoutError:
+            self._mirrors.pools.doubt()
 
     def _log_decisions(self, observation: Observation, outcome: Outcome) -> None:
         before = {each.serving: each for each in observation.plan.records} if observation.plan else {}

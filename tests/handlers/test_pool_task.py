@@ -139,6 +139,23 @@ async def test_an_old_view_drops_the_tick_and_the_next_one_sees_the_new() -> Non
         assert not any(write.method == "DELETE" for write in made.server.writes)
 
 
+async def test_an_old_view_is_renewed_though_the_watch_of_the_pools_says_nothing() -> None:
+    def beaten(seen: Observation) -> Outcome:
+        loop.call_soon_threadsafe(write_unseen)
+        return answer(seen, plan(1), STOP)
+
+    def write_unseen() -> None:
+        pool = made.server.objects[POOLS]["", "default"]
+        made.server.put(POOLS, {**pool, "status": {"gpus": 7}}, told=False)
+
+    script = Script(beaten, lambda seen: answer(seen, plan(2), changed=True), lambda seen: answer(seen, seen.plan))
+    loop = asyncio.get_running_loop()
+    async with rig(script) as made:
+        await until(lambda: script.seen[-1:] != [] and script.seen[-1].plan == plan(2))
+        assert made.count("gpupack_ticks_dropped_total", pool="default", cause="Conflict") == 1
+        assert made.server.asked.count(("list", POOLS)) == 2
+
+
 async def _put(server: TinyApi, obj: dict[str, Any]) -> None:
     server.put(POOLS, obj)
 

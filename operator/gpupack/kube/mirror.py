@@ -67,6 +67,7 @@ class Mirror(Generic[Record]):
         self._silence = silence_seconds
         self._clock = clock
         self._current_at = -float("inf")
+        self._watching: asyncio.Timeout | None = None
         self._held: dict[tuple[str, str], Record] = {}
         self._sorted: tuple[Record, ...] | None = ()
 
@@ -93,29 +94,40 @@ class Mirror(Generic[Record]):
             try:
                 if version is None:
                     version = await self._list()
-                async for line in self._api.watch(
-                    self._path,
-                    silence_seconds=self._silence,
-                    resourceVersion=version,
-                    allowWatchBookmarks="true",
-                    timeoutSeconds=WATCH_SECONDS,
-                    **self._query,
-                ):
-                    self.hear()
-                    if line:
-                        version = self._next(version, line)
-                        failures = 0
+                async with asyncio.timeout(None) as self._watching:
+                    async for line in self._api.watch(
+                        self._path,
+                        silence_seconds=self._silence,
+                        resourceVersion=version,
+                        allowWatchBookmarks="true",
+                        timeoutSeconds=WATCH_SECONDS,
+                        **self._query,
+                    ):
+                        self.hear()
+                        if line:
+                            version = self._next(version, line)
+                            failures = 0
+            except TimeoutError:
+                log.info("%s: listing again, what is held was in doubt", self.name)
+                version = None
             except Gone as gone:
                 log.info("%s: listing again, the watch expired: %s", self.name, gone)
                 version = None
             except Unavailable as caught:
                 problem = caught
+            finally:
+                self._watching = None
             failures = 0 if self._clock() - began >= STEADY_SECONDS else failures + 1
             if failures == WORTH_A_WARNING:
                 log.warning("%s: not followed for now: %s", self.name, problem or "the watch ends at once")
             if _is_against_the_version(problem) or failures >= WORTH_A_WARNING:
                 version = None
             await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+
+    def doubt(self) -> None:
+        """Lists again, without waiting for the watch to say something: the API server knows more than is held here."""
+        if self._watching is not None and not self._watching.expired():
+            self._watching.reschedule(asyncio.get_running_loop().time())
 
     def _next(self, version: str, line: bytes) -> str:
         """The version to go on from after a line of the watch. Raises Unavailable for one that is no event.
