@@ -152,7 +152,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a replica goes although the others cannot hold the load, and comes back, and goes",
         rewrites=_one("demand", "return capacity(planned - 1) >= needed", "return capacity(planned + 1) >= needed"),
         rule="few changes under constant load",
-        history=story(chat(rate=70.0, spec=BATCH_64), ticks=91, deleted_at=90),
+        history=story(chat(rate=70.0, spec=BATCH_64), ticks=161, deleted_at=160),
     ),
     Mutant(
         name="stops-without-draining",

@@ -125,7 +125,20 @@ def _stands_in_the_way(board: Board, pod: ReplicaSeen) -> bool:
     if coming is None:
         return False
     beside = board.facts.replicas_on.get(pod.gpu_uuid, ())
-    return not _has_room(board, coming, beside) or not _may_share(coming, beside) or _wrong_claim(board, coming)
+    return (
+        not _has_room(board, coming, beside)
+        or not _may_share(coming, beside)
+        or _wrong_claim(board, coming)
+        or _lacks_cores(board, pod.gpu_uuid)
+    )
+
+
+def _lacks_cores(board: Board, uuid: str) -> bool:
+    """Whether the node has too few cores for everything that is planned on it or still there: a pod would wait."""
+    node = board.facts.nodes.get(board.facts.gpus[uuid].gpu.node)
+    if node is None:
+        return False
+    return board.cores_held(node.name) > max(0.0, node.cpu_cores - node.cpu_cores_of_others)
 
 
 def _next_start(board: Board, uuid: str) -> Placement | None:
@@ -156,6 +169,8 @@ def obstacle(board: Board, placement: Placement) -> str | None:
         return f"{pods[0].name} is there, and one of the two runs alone"
     if not _has_room(board, placement, pods):
         return "memory is not free yet"
+    if board.leftovers(uuid) and _lacks_cores(board, uuid):
+        return "cores are not free yet"
     unexplained = unexplained_memory(board, uuid)
     if unexplained is not None and unexplained > facts.policy.unexplained_memory:
         return "memory is in use that no pod of gpupack explains"

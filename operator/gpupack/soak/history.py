@@ -135,13 +135,14 @@ PROMISES: tuple[dict[str, Any] | None, ...] = (
 )  # fmt: skip
 POOL: dict[str, Any] = {
     "times": {
-        "warmupSeconds": 10, "windowSeconds": 30, "minWindowRequests": 20, "rateWindowsSeconds": [15, 60],
+        "warmupSeconds": 10, "windowSeconds": 30, "minWindowRequests": 20, "rateWindowsSeconds": [15, 30],
         "scaleDownDelaySeconds": 60, "pendingDeadlineSeconds": 60, "tickSeconds": 5,
     },
     "metrics": {"dcgm": {"periodSeconds": 5}, "enginePeriodSeconds": 5},
 }  # fmt: skip
 """A pool's own times, shortened so that twenty minutes hold everything that can happen. Few, so that answers of the
-advisor are kept from one history to the next."""
+advisor are kept from one history to the next. Clients that wait are recognised by ten scrapes: they need a longer
+window, in which a stream without chance looks like them."""
 RATES = (0.0, 1.0, 4.0, 12.0, 30.0, 60.0, 120.0)
 
 
@@ -164,6 +165,8 @@ def _world(chance: random.Random, *, stepped: bool) -> World:
     gpus = tuple(chance.choice(("H100-80GB", "H100-80GB", "L4")) for _ in range(chance.choice((1, 1, 2, 2, 3, 4))))
     wishes = tuple(_wish(chance, number, stepped=stepped) for number in range(chance.choice((1, 1, 2, 2, 3, 4))))
     pool = dict(POOL)
+    if any(wish.clients for wish in wishes):
+        pool["times"] = {**POOL["times"], "rateWindowsSeconds": [15, 60]}
     if chance.random() < 0.1:
         pool["maxGpus"] = chance.choice((1, 2))
     absent: tuple[str, ...] = ()

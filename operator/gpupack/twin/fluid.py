@@ -149,13 +149,14 @@ def _advance_one(
     engine.running = float(min(inside, round(most)))
     engine.waiting = inside - engine.running
     step = fixed + slope * running
-    engine.prompt_tokens += round(done * flow.input_tokens)
-    engine.generation_tokens += round(done * flow.output_tokens)
+    steps = seconds / step if running > 0.05 else 0.0
+    served = min(done, steps * running / flow.output_tokens + 1.0)
+    engine.prompt_tokens += round(served * flow.input_tokens)
+    engine.generation_tokens += round(served * flow.output_tokens)
     if done > 0:
         engine.itl.add(step, 0.94 * done * flow.output_tokens)
         engine.itl.add(step * 1.2, 0.06 * done * flow.output_tokens)
         engine.ttft.add(2 * step + engine.waiting * seconds / done, done)
-    steps = seconds / step if running > 0.05 else 0.0
     return steps * (engine.model.weight_bytes + running * engine.model.kv_bytes_per_token * context)
 
 
