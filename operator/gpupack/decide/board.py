@@ -6,7 +6,7 @@ count until they are gone. Knows who is where and what it holds, not what is goo
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from gpupack.decide.prospect import Kin, Mix, Prospects, mix_of, rounded
@@ -44,6 +44,11 @@ class GpuState:
     free: Bytes
     load: float
 
+    @property
+    def is_shut(self) -> bool:
+        """To every serving that keeps to the ceiling."""
+        return self.barred or self.saturated or (self.used and self.takes_one)
+
 
 class Board:
     """The plan of this tick while it is made, on the GPUs as they are.
@@ -51,7 +56,8 @@ class Board:
     `leftovers` are pods that no placement stands for. `touched` GPUs have had their one step of this tick; what is to
     be planned there next is booked, so that nobody else counts on its room in this tick. `rates` are the arrivals of
     each serving a second; a serving without one is predicted at full batches. `saturations`, `states` and `by_load` are
-    kept by `pack` for as long as nothing on the GPU changes, `unexplained` memory for the whole tick.
+    kept by `pack` for as long as nothing on the GPU changes, `unexplained` memory for the whole tick. `kinds` are the
+    pool's kinds of GPU by name.
     """
 
     def __init__(self, facts: Facts, plan: Plan, prospects: Prospects) -> None:
@@ -76,13 +82,16 @@ class Board:
         self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
         self.saturations: dict[str, tuple[Estimate, Ratio]] = {}
         self.states: dict[str, GpuState] = {}
-        self.by_load: tuple[str, ...] | None = None
+        self.by_load: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.unexplained: dict[str, float | None] = {}
+        self.kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in facts.gpus.values()}
+        self.count_by_kind = Counter(gpu.gpu.kind.name for gpu in facts.gpus.values())
         self._places = {uuid: index for index, uuid in enumerate(facts.gpus)}
         self._nodes: dict[str, list[str]] = defaultdict(list)
         for uuid, gpu in facts.gpus.items():
             self._nodes[gpu.gpu.node].append(uuid)
         self._used: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._used_by_name: tuple[str, ...] | None = None
         self._rates: dict[tuple[Kin, int], float | None] = {}
         self._kin: dict[int, tuple[Member, Kin]] = {}
         self._pod_of: dict[int, tuple[Placement, ReplicaSeen | None]] = {}
@@ -91,6 +100,7 @@ class Board:
         self._held: dict[str, Bytes] = {}
         self._cores: dict[str, float] = {}
         self._leftovers: dict[str, tuple[ReplicaSeen, ...]] = {}
+        self._leftovers_of: dict[ServingKey, tuple[ReplicaSeen, ...]] = {}
 
     @property
     def placements(self) -> tuple[Placement, ...]:
@@ -126,8 +136,12 @@ class Board:
         return found
 
     def leftovers_of(self, serving: ServingKey) -> tuple[ReplicaSeen, ...]:
-        planned = {content_of(each) for each in self.of[serving]}
-        return tuple(each for each in self.facts.replicas_of.get(serving, ()) if content_of(each) not in planned)
+        found = self._leftovers_of.get(serving)
+        if found is None:
+            planned = {content_of(each) for each in self.of[serving]}
+            pods = self.facts.replicas_of.get(serving, ())
+            found = self._leftovers_of[serving] = tuple(each for each in pods if content_of(each) not in planned)
+        return found
 
     def members(self, uuid: str) -> tuple[Member, ...]:
         """Everything that holds, or will hold, a part of this GPU."""
@@ -165,6 +179,12 @@ class Board:
                 tuple(uuid for uuid in self.facts.gpus if uuid not in used),
             )
         return self._used
+
+    @property
+    def used_by_name(self) -> tuple[str, ...]:
+        if self._used_by_name is None:
+            self._used_by_name = tuple(sorted(self.used))
+        return self._used_by_name
 
     def place(self, uuid: str) -> int:
         """Where the GPU comes in the order of the facts."""
@@ -241,12 +261,12 @@ class Board:
     def add(self, placement: Placement) -> None:
         self.on[placement.gpu_uuid].append(placement)
         self.of[placement.serving].append(placement)
-        self._changed(placement.gpu_uuid)
+        self._changed(placement)
 
     def remove(self, placement: Placement) -> None:
         self.on[placement.gpu_uuid].remove(placement)
         self.of[placement.serving].remove(placement)
-        self._changed(placement.gpu_uuid)
+        self._changed(placement)
 
     def book(self, placement: Placement) -> None:
         """Holds the room for a replica that is planned in a later tick."""
@@ -259,14 +279,16 @@ class Board:
             self.remove(placement)
         self._booked.clear()
 
-    def _changed(self, uuid: str) -> None:
+    def _changed(self, placement: Placement) -> None:
+        uuid = placement.gpu_uuid
         self.touched.add(uuid)
+        self._leftovers_of.pop(placement.serving, None)
         gpu = self.facts.gpus.get(uuid)
         if gpu is not None:
             self._cores.pop(gpu.gpu.node, None)
         for kept in (self._mixes, self._held, self._leftovers, self._namespaces, self.saturations, self.states):
             kept.pop(uuid, None)
-        self.by_load = self._used = None
+        self.by_load = self._used = self._used_by_name = None
         self._rates.clear()
 
     def free_slot(self, serving: ServingKey, uuid: str) -> int:

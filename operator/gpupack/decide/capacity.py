@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 
 from gpupack.decide.board import Board
 from gpupack.decide.prospect import mix_of
@@ -60,7 +61,7 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
 
 def _lone_curve(board: Board, serving: Serving) -> Callable[[int], float]:
     """Requests a second of n replicas on GPUs of their own, R* on each; the pool's best-filled kind stands for all."""
-    kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in board.facts.gpus.values()}
+    kinds = board.kinds
     shapes = [board.shapes[serving.key, name] for name in sorted(kinds) if (serving.key, name) in board.shapes]
     if not shapes:
         return _nothing
@@ -68,6 +69,7 @@ def _lone_curve(board: Board, serving: Serving) -> Callable[[int], float]:
     kind, each = kinds[best.gpu_kind], max(1, best.replicas_per_gpu)
     kin = board.prospects.kin(serving.key, best.shape)
 
+    @cache
     def finished(replicas: int) -> float:
         return board.prospects.finish_rate(kind, ((kin, replicas),), serving.key) if replicas else 0.0
 

@@ -33,17 +33,17 @@ CONTRADICTED = 2.0
 OWN_LOOKED_AT, LOOKED_AT, CLOSED_LOOKED_AT = 2, 8, 2
 """So many GPUs of each sort are checked in full for one more replica, the emptiest first."""
 MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
+WISHED = {
+    SharingWish.AUTO: (Sharing.MPS, Sharing.EXCLUSIVE),
+    SharingWish.MPS: (Sharing.MPS,),
+    SharingWish.EXCLUSIVE: (Sharing.EXCLUSIVE,),
+}
 ORDER = {reason: index for index, reason in enumerate(Reason)}
 
 
 def sharing_of(serving: Serving, policy: Policy) -> Sharing | None:
     """How engines of this serving share a GPU: what it wishes, as far as the pool allows; None where these conflict."""
-    wished = {
-        SharingWish.AUTO: (Sharing.MPS, Sharing.EXCLUSIVE),
-        SharingWish.MPS: (Sharing.MPS,),
-        SharingWish.EXCLUSIVE: (Sharing.EXCLUSIVE,),
-    }[serving.sharing]
-    return next((each for each in wished if each in policy.sharing), None)
+    return next((each for each in WISHED[serving.sharing] if each in policy.sharing), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,23 +365,15 @@ def rates_on(board: Board, mix: Mix, added: Kin | None) -> tuple[float | None, .
 
 
 def itl_of(group: GroupPrediction, slo: Slo) -> Seconds:
-    match slo.statistic:
-        case Statistic.MEAN:
-            return group.itl_mean
-        case Statistic.P95:
-            return group.itl_p95
-        case Statistic.P99:
-            return group.itl_p99
+    if slo.statistic is Statistic.P95:
+        return group.itl_p95
+    return group.itl_mean if slo.statistic is Statistic.MEAN else group.itl_p99
 
 
 def ttft_of(group: GroupPrediction, slo: Slo) -> Seconds | None:
-    match slo.statistic:
-        case Statistic.MEAN:
-            return group.ttft_mean
-        case Statistic.P95:
-            return group.ttft_p95
-        case Statistic.P99:
-            return group.ttft_p99
+    if slo.statistic is Statistic.P95:
+        return group.ttft_p95
+    return group.ttft_mean if slo.statistic is Statistic.MEAN else group.ttft_p99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,7 +450,7 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
     In use: the emptiest of the serving's own; if it wants more, also the emptiest of those that are not closed to it,
     and a few that are closed, for the reason. Of the others those that keep its promise first.
     """
-    used, unused = _emptiest_first(board), board.unused
+    (used, not_shut), unused = _emptiest_first(board), board.unused
     most = board.facts.policy.max_gpus
     if most is not None and len(used) >= most:
         unused = ()
@@ -469,9 +461,10 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
         return own, list(unused[:1])
     door = _Door(board, serving, sharing)
     found = []
-    for group, always in ((used, own), (unused, ())):
+    may_be_free = used if serving.scaling.mode is ScalingMode.MANUAL else not_shut
+    for group, by_name, always in ((may_be_free, board.used_by_name, own), (unused, sorted(unused), ())):
         free = islice((uuid for uuid in group if not door.is_closed(uuid)), LOOKED_AT)
-        closed = islice((uuid for uuid in sorted(group) if door.is_closed(uuid)), CLOSED_LOOKED_AT)
+        closed = islice((uuid for uuid in by_name if door.is_closed(uuid)), CLOSED_LOOKED_AT)
         found.append({*free, *closed, *always})
     return sorted(found[0], key=board.place), [uuid for uuid in unused if uuid in found[1]]
 
@@ -532,10 +525,11 @@ def _state(board: Board, uuid: str) -> GpuState:
     return found
 
 
-def _emptiest_first(board: Board) -> tuple[str, ...]:
-    """The GPUs in use by how far they are filled; ties by uuid."""
+def _emptiest_first(board: Board) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The GPUs in use by how far they are filled, ties by uuid: all, and those that are not shut."""
     if board.by_load is None:
-        board.by_load = tuple(sorted(board.used, key=lambda uuid: (_load(board, uuid), uuid)))
+        every = tuple(sorted(board.used, key=lambda uuid: (_load(board, uuid), uuid)))
+        board.by_load = every, tuple(uuid for uuid in every if not _state(board, uuid).is_shut)
     return board.by_load
 
 

@@ -146,9 +146,9 @@ class Prospects:
 
     def finish_rate(self, kind: GpuKind, mix: Mix, serving: ServingKey) -> float:
         """Requests a second that this serving's engines of the mix finish when everything is kept full."""
-        tokens = 0.0
+        tokens, own = 0.0, self._keys.get(serving, serving)
         for (kin, _), group in zip(mix, self.full(kind, mix).groups, strict=True):
-            if kin.serving == serving:
+            if kin.serving is own:
                 tokens += group.output_tokens_per_second
         return tokens / self.lengths[serving].output_mean
 

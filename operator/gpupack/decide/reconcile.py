@@ -6,7 +6,7 @@ was lost is built anew from the replicas' labels and restarts nothing. Data that
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -173,13 +173,14 @@ def _decide(
     against: dict[ServingKey, list[Verdict]] = defaultdict(list)
     for key, verdict in verdicts:
         against[key].append(verdict)
-    moved = {each.gpu_uuid for each in {*board.placements} ^ {*(facts.plan.placements if facts.plan else ())}}
+    moved: set[str] | None = None
     for serving, decision in decisions:
         key, demand, was = serving.key, demands[serving.key], old.get(serving.key)
         planned = len(board.of[key])
         if was is not None and decision is not None and decision.reason == Reason.DATA_MISSING and _is_new(facts):
             decision = None
         if decision is not None and demand.basis is Basis.MANUAL and decision.reason == Reason.DEMAND_MET:
+            moved = _moved(board) if moved is None else moved
             decision = _with_what_it_goes_past(board, serving, decision, was, moved)
         if decision is not None:
             wanted = planned if decision.reason == Step.REMOVED else demand.wanted
@@ -197,6 +198,12 @@ def _is_new(facts: Facts) -> bool:
     policy = facts.policy
     grace = policy.rate_windows[0] + policy.engine_period * policy.stale_periods
     return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < grace
+
+
+def _moved(board: Board) -> set[str]:
+    """GPUs on which the plan is another one than before this tick."""
+    before = board.facts.plan.placements if board.facts.plan else ()
+    return {each.gpu_uuid for each in {*board.placements} ^ {*before}}
 
 
 def _with_what_it_goes_past(
@@ -221,9 +228,8 @@ def _most(board: Board, serving: Serving) -> int:
     most = serving.scaling.max_replicas
     if most is not None:
         return most
-    kinds = Counter(gpu.gpu.kind.name for gpu in board.facts.gpus.values())
-    each = {kind: chosen.replicas_per_gpu for (key, kind), chosen in board.shapes.items() if key == serving.key}
-    return sum(count * each.get(kind, 0) for kind, count in kinds.items())
+    chosen = [(count, board.shapes.get((serving.key, kind))) for kind, count in board.count_by_kind.items()]
+    return sum(count * each.replicas_per_gpu for count, each in chosen if each is not None)
 
 
 def _in_turn(board: Board, demands: Mapping[ServingKey, Demand]) -> list[Serving]:
@@ -266,7 +272,7 @@ def _decide_one(
     if sharing is None:
         message = explain.sharing_not_allowed(serving.sharing.value, (each.value for each in facts.policy.sharing))
         return Decision(reason=Step.SHARING_NOT_ALLOWED, subject=str(key), message=message)
-    kinds = {gpu.gpu.kind for gpu in facts.gpus.values()}
+    kinds = board.kinds.values()
     if kinds and not any(kind.computes_in(serving.dtype) for kind in kinds):
         message = explain.dtype_not_supported(serving.dtype.value, (kind.name for kind in kinds))
         return Decision(reason=Step.DTYPE_NOT_SUPPORTED, subject=str(key), message=message)

@@ -193,8 +193,7 @@ def _arguments(chosen: ChosenShape | None) -> tuple[str, ...]:
 
 def _freed(board: Board, serving: Serving, chosen: ChosenShape) -> int | None:
     """KV cache that vLLM would take by itself, less what this shape has, of one replica."""
-    kinds = {gpu.gpu.kind.name: gpu.gpu.kind for gpu in board.facts.gpus.values()}
-    kind = kinds.get(chosen.gpu_kind)
+    kind = board.kinds.get(chosen.gpu_kind)
     if kind is None:
         return None
     usual = default_shape(serving.llm, serving.dtype, kind)
