@@ -55,8 +55,8 @@ STEPPED ?= 0
 soak: install ## Simulated clusters with faults: SEEDS=10000 fresh histories, and every seed that ever broke a rule.
 	$(BIN)/gpupack soak --seeds $(SEEDS) --stepped $(STEPPED) --known tests/soak/seeds.txt
 
-mutation: install ## Change the decision's code line by line and list what no test notices: MODULE=hold.
-	$(BIN)/python tests/mutants/survivors.py $(MODULE)
+mutation: install ## Change the decision's code line by line and list what no test notices: MODULES='hold steps'.
+	$(BIN)/python tests/mutants/survivors.py $(MODULES)
 
 demo: install ## See it work: a ModelServing packed onto a GPU until its memory bandwidth saturates.
 	$(BIN)/gpupack demo

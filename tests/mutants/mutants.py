@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -226,10 +226,15 @@ class _Finder(MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file, loader=loader, submodule_search_locations=places)
 
 
+def mutated(mutant: Mutant) -> AbstractContextManager[Callable[[Observation], Outcome]]:
+    """The mutant's own `reconcile`. Raises AnchorGone."""
+    return importing(rewritten(mutant))
+
+
 @contextmanager
-def mutated(mutant: Mutant) -> Iterator[Callable[[Observation], Outcome]]:
-    """The mutant's own `reconcile`, with a decision of its own imported around it."""
-    finder = _Finder(rewritten(mutant))
+def importing(sources: dict[str, str]) -> Iterator[Callable[[Observation], Outcome]]:
+    """`reconcile` of a decision of its own, some of whose modules have these sources."""
+    finder = _Finder(sources)
     real = {name: module for name, module in sys.modules.items() if name.split(".")[:2] == PACKAGE.split(".")}
     for name in real:
         del sys.modules[name]
