@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from gpupack.decide import explain
 from gpupack.facts.estimate import Estimate, Source
+from gpupack.facts.experiment import Compared, Experiment, Judgement
 from gpupack.facts.placement import ChosenShape, PredictedEffect
 from gpupack.facts.serving import Shape, Slo, Statistic
 from gpupack.plan import Reason, Unit, Verdict
@@ -112,3 +114,37 @@ def test_every_step_is_a_sentence(golden: Callable[[str, str], None]) -> None:
         explain.ready(2, 3),
     )
     golden("explain/steps.txt", "".join(f"{each}\n" for each in sentences))
+
+
+def compared(what: str, predicted: float, measured: float, unit: Unit, subject: str = "team/chat") -> Compared:
+    return Compared(what=what, subject=subject, predicted=predicted, measured=measured, unit=unit.value)
+
+
+def test_every_verdict_is_told_with_its_numbers(golden: Callable[[str, str], None]) -> None:
+    trial = Experiment(
+        serving=key("chat"), gpu_uuid=GPU, step="Added", began_at=NOON, last_at=NOON, asked=False, before=(),
+        company="2 x team/chat 96", gain=Ratio(0.38), saturation=Ratio(0.84), itl=Seconds(0.0213), inputs="",
+    )  # fmt: skip
+    latency = compared("inter-token latency", 0.0123, 0.0121, Unit.SECONDS)
+    slow = compared("inter-token latency", 0.0123, 0.0312, Unit.SECONDS)
+    harm = compared("gain of throughput at full batches", 0.38, -0.12, Unit.RATIO, GPU)
+    beside = (
+        compared("time to first token", 0.2, 0.21, Unit.SECONDS), compared("running", 40.0, 38.25, Unit.NONE),
+        compared("waiting", 0.0, 0.0, Unit.NONE), compared("DRAM active", 0.41, 0.44, Unit.RATIO, GPU),
+    )  # fmt: skip
+    missed = replace(trial, judgement=Judgement.MISSED, compared=(slow, *beside), undone=True)
+    sentences = (
+        explain.seen("Arrivals", 60.2, 0.97, 2),
+        explain.seen("Manual", None, None, 3),
+        explain.rejected(VERDICTS[-3:]),
+        explain.expected(trial),
+        explain.expected(replace(trial, gain=None)),
+        explain.outcome(trial),
+        explain.outcome(replace(trial, judgement=Judgement.CONFIRMED, compared=(latency, *beside))),
+        explain.outcome(missed),
+        explain.outcome(replace(missed, undone=False, why="it stays, because the user asked for it")),
+        explain.outcome(replace(trial, judgement=Judgement.INCONCLUSIVE, why="12 requests finished in the window")),
+        explain.rolled_back(missed, harm, 1, 1800.0),
+        explain.rolled_back(replace(missed, step="Replaced"), harm, 1, 1800.0),
+    )
+    golden("explain/experiments.txt", "".join(f"{each}\n" for each in sentences))
