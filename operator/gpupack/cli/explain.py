@@ -90,7 +90,9 @@ def prose(serving: Mapping[str, Any]) -> str:
     if decision:
         lines.append(f"  {decision.get('reason', '')}. {decision.get('message', '')} ({decision.get('at', '')})")
     observed = status.get("observed")
-    lines += _observed(observed) if observed else [f"  {line}" for line in _shape(status)]
+    if observed:
+        return "\n".join([*lines, *_observed(observed)])
+    lines += [f"  {line}" for line in _shape(status)]
     lines += _decisions(status.get("decisions", ()))
     conditions: Sequence[Mapping[str, Any]] = status.get("conditions", ())
     if conditions:
