@@ -135,7 +135,7 @@ def test_an_appraisal_read_back_writes_the_same_status() -> None:
     broken = EngineFound(pod="plain-2", node="", problem="it is not ready (Pending)")
     better = Better(
         gpu_kind="H100-80GB", engines=1, shape=SHAPE, replicas_per_gpu=3, utilization_hundredths=12, freed_bytes=-5,
-        gain=Ratio(0.2857), gpus_now=1, gpus_needed=1, message="Better.",
+        gain=Ratio(0.2857), gain_alone=Ratio(0.1), gpus_now=1, gpus_needed=1, message="Better.",
     )  # fmt: skip
     said = Appraisal(
         serving=key, at=Seconds(1_795_000_000.25), inputs="abc", engines=(measured, broken), better=(better,)

@@ -189,9 +189,9 @@ def _better(
     gpus = Counter(each.gpu_uuid or each.key for each, _ in group)
     alone = max(gpus.values()) == 1
     before = _at_promise(question, advice.slo, now) if alone else None
-    gain = None
-    if before is not None and advice.fits and advice.unreachable is None:
-        gain = Ratio(advice.prediction.total_tokens_per_second / before.total_tokens_per_second - 1.0)
+    gain = _gain(advice, before)
+    lone = advice if advice.replicas_per_gpu == 1 else advise(replace(question, max_replicas=1))
+    gain_alone = _gain(lone, before)
     rates = [found.requests_per_second for _, found in group]
     total = None if any(rate is None for rate in rates) else sum(rate for rate in rates if rate is not None)
     needed = _gpus_needed(total, advice, facts.policy)
@@ -203,10 +203,11 @@ def _better(
         utilization_hundredths=advice.utilization_hundredths,
         freed_bytes=now.kv_cache_memory_bytes - advice.shape.kv_cache_memory_bytes,
         gain=gain,
+        gain_alone=gain_alone,
         gpus_now=len(gpus),
         gpus_needed=needed,
         message=explain.appraised(
-            kind.name, len(group), len(gpus), now, advice.shape, advice.replicas_per_gpu, gain,
+            kind.name, len(group), len(gpus), now, advice.shape, advice.replicas_per_gpu, gain, gain_alone,
             rate=total, needed=needed, stop=advice.stop, slo=advice.slo,
             unreachable=None if advice.unreachable is None else advice.unreachable.value,
             kept_now=not alone or before is not None,
@@ -261,6 +262,13 @@ def _at_promise(question: Question, slo: Slo, shape: Shape) -> GpuPrediction | N
     if rate <= 0.0:
         return None
     return sharing.predict(question.gpu, (replace(group, request_rate=rate),), Sharing.EXCLUSIVE, reserve)
+
+
+def _gain(advice: Advice, before: GpuPrediction | None) -> Ratio | None:
+    """How much more the GPU would do as advised; both at the highest load that keeps the promise."""
+    if before is None or not advice.fits or advice.unreachable is not None:
+        return None
+    return Ratio(advice.prediction.total_tokens_per_second / before.total_tokens_per_second - 1.0)
 
 
 def _gpus_needed(rate: float | None, advice: Advice, policy: Policy) -> int | None:

@@ -244,6 +244,7 @@ def appraised(
     better: Shape,
     replicas: int,
     gain: float | None,
+    gain_alone: float | None,
     *,
     rate: float | None,
     needed: int | None,
@@ -266,7 +267,10 @@ def appraised(
     if unreachable is not None:
         text.append(f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(unreachable):.4g} ms.")
     elif gain is not None:
-        text.append(f"Predicted: {percent(gain):+.0f} % throughput of a GPU at the same promise ({promise(slo)}).")
+        alone = f"; {percent(gain_alone):+.0f} % with the best single engine" if gain_alone and replicas > 1 else ""
+        text.append(
+            f"Predicted: {percent(gain):+.0f} % throughput of a GPU at the same promise ({promise(slo)}){alone}."
+        )
     elif not kept_now:
         text.append(f"As it is, an engine keeps {promise(slo)} at no load.")
     if rate is not None and needed is not None:

@@ -67,7 +67,8 @@ class Better:
     """What the engines on one kind of GPU could be instead.
 
     `freed_bytes` is the KV cache of one engine now less that of one as advised. `gain` is how much more throughput a
-    GPU would have at the same promise; None where that cannot be told. `gpus_needed` carry the measured arrivals.
+    GPU would have at the same promise, `gain_alone` what the best single engine there would bring of it; None where that
+    cannot be told. `gpus_needed` carry the measured arrivals.
     """
 
     gpu_kind: str
@@ -77,6 +78,7 @@ class Better:
     utilization_hundredths: int
     freed_bytes: int
     gain: Ratio | None
+    gain_alone: Ratio | None
     gpus_now: int
     gpus_needed: int | None
     message: str

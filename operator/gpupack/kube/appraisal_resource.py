@@ -103,7 +103,8 @@ def _better_to_dict(better: Better) -> dict[str, Any]:
         "replicasPerGpu": better.replicas_per_gpu,
         "gpuMemoryUtilizationPercent": better.utilization_hundredths,
         "freedBytes": better.freed_bytes,
-        "expectedGainPercent": _text(None if better.gain is None else percent(better.gain)),
+        "expectedGainPercent": _share(better.gain),
+        "singleEngineGainPercent": _share(better.gain_alone),
         "gpusNow": better.gpus_now,
         "gpusNeeded": better.gpus_needed,
         "message": better.message,
@@ -112,7 +113,6 @@ def _better_to_dict(better: Better) -> dict[str, Any]:
 
 
 def _better(fields: Mapping[str, Any]) -> Better:
-    gain = _number(fields.get("expectedGainPercent"))
     return Better(
         gpu_kind=fields["gpuKind"],
         engines=fields["engines"],
@@ -120,7 +120,8 @@ def _better(fields: Mapping[str, Any]) -> Better:
         replicas_per_gpu=fields["replicasPerGpu"],
         utilization_hundredths=fields["gpuMemoryUtilizationPercent"],
         freed_bytes=fields["freedBytes"],
-        gain=None if gain is None else Ratio(gain / 100.0),
+        gain=_ratio(fields.get("expectedGainPercent")),
+        gain_alone=_ratio(fields.get("singleEngineGainPercent")),
         gpus_now=fields["gpusNow"],
         gpus_needed=fields.get("gpusNeeded"),
         message=fields["message"],
@@ -137,6 +138,14 @@ def _latency(value: Seconds | None) -> str | None:
 
 def _seconds(text: str | None) -> Seconds | None:
     return None if text is None else seconds_from_milliseconds(float(text))
+
+
+def _share(value: Ratio | None) -> str | None:
+    return None if value is None else number_text(percent(value))
+
+
+def _ratio(text: str | None) -> Ratio | None:
+    return None if text is None else Ratio(float(text) / 100.0)
 
 
 def _number(text: str | None) -> float | None:
