@@ -198,8 +198,9 @@ def _concluded(
             board.remove(placement)
             beside = neighbours(board, board.mix(experiment.gpu_uuid))
             _remember(board, placement.serving, judged, found.harm, beside)
-    if not placements:
-        return replace(judged, why="it stays, because it is among the replicas that the user asks for at least"), None
+        if not placements:
+            why = "it stays, because it is among the replicas that the user asks for at least"
+            return replace(judged, why=why), None
     judged = replace(judged, undone=True)
     return judged, TakenBack(experiment=judged, harm=found.harm, placements=placements)
 
@@ -209,7 +210,7 @@ def _steps_of(board: Board, experiment: Experiment, floors: Mapping[ServingKey, 
     steps = [each for each in board.on[experiment.gpu_uuid] if each.planned_at >= experiment.began_at]
     steps.sort(key=lambda each: (-each.planned_at, each.serving, -each.slot))
     if not experiment.before:
-        steps.pop()
+        steps = steps[:-1]
     left = {key: len(board.of[key]) for key in {each.serving for each in steps}}
     given_up = []
     for each in steps:
