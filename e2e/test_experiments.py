@@ -19,7 +19,7 @@ def test_a_step_into_a_worse_world_is_taken_back_by_the_operator_that_follows(jo
     journey.apply({**CHAT, "spec": {**CHAT["spec"], "scaling": {"maxReplicas": 2}}})
     journey.until_ready("chat")
     journey.load("chat", rate=QUIET)
-    journey.until("the first engine is judged", lambda: journey.status("chat")["experiment"].get("verdict"))
+    journey.until("the first engine is judged", lambda: journey.status("chat").get("experiment", {}).get("verdict"))
 
     journey.stage.steer("/interference", interference=WORSE)
     journey.load("chat", rate=BUSY)

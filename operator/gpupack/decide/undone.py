@@ -21,7 +21,7 @@ from gpupack.units import PerSecond
 CHANGED = 0.2
 """Inputs that changed by more than this share ask the question anew."""
 DEVIATIONS = 3.0
-"""Counts differ by chance: a change of the load must also exceed so many standard deviations of a Poisson count."""
+"""Counts of two windows differ by chance: a change of the load must exceed so many standard deviations of that, too."""
 ANOTHER_SHAPE = "in the place of"
 """How the neighbours of a shape that was taken back begin: it is no further engine beside them."""
 
@@ -87,7 +87,7 @@ def _inputs(board: Board, undone: Undone) -> Inputs | None:
 
 def _changed(was: Inputs, now: Inputs, seconds: float) -> bool:
     requests = max(was.rate, now.rate) * seconds
-    by_chance = DEVIATIONS / math.sqrt(requests) if requests > 0 else 0.0
+    by_chance = DEVIATIONS * math.sqrt(2.0 / requests) if requests > 0 else 0.0
     if _apart(was.rate, now.rate) > max(CHANGED, by_chance):
         return True
     if was.rate <= 0 or now.rate <= 0:
