@@ -32,6 +32,12 @@ def test_no_rule_is_broken(seed: int) -> None:
     assert play(draw(seed)).violation is None
 
 
+def test_no_rule_is_broken_by_engines_in_steps() -> None:
+    report = play(draw(1, stepped=True))
+    assert report.violation is None
+    assert report.looks > 200
+
+
 def test_seeds_that_ever_failed_are_listed_one_a_line() -> None:
     seeds = read_seeds(SEEDS)
     assert len(set(seeds)) == len(seeds)

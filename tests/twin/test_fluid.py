@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from gpupack import catalog
+from gpupack.facts.llm import Dtype
 from gpupack.twin.fluid import PATIENCE, Flow, FluidEngine, Model, advance
+from gpupack.twin.memory_system import GpuSpec, ModelDims
+from gpupack.twin.stepped import SteppedEngine, SteppedGpu
 
 MODEL = Model(weight_bytes=2_500_000_000, kv_bytes_per_token=32768, overhead_bytes=700_000_000)
 FLOW = Flow(rate=0.0, clients=0, input_tokens=512.0, output_tokens=256.0)
@@ -59,3 +63,25 @@ def test_a_restart_loses_every_counter() -> None:
 def test_bandwidth_is_never_read_above_its_peak() -> None:
     engines = [(engine(), FLOW, 5000.0) for _ in range(6)]
     assert max(advance(engines, 5.0, BANDWIDTH, 0.0) for _ in range(10)) <= 1.0
+
+
+def test_engines_in_steps_have_the_same_face_and_finish_what_comes() -> None:
+    llm = catalog.llm("llama-3.2-1b")
+    gpu = SteppedGpu(
+        "gpu",
+        GpuSpec(memory_bytes=80 << 30, dram_bytes_per_second=BANDWIDTH, dense_flops_per_second=989e12),
+        0.1,
+        0.0,
+    )
+    one = SteppedEngine(
+        name="engine", model=MODEL, slots=64, kv_bytes=8 << 30, dims=ModelDims.of(llm, Dtype.BFLOAT16),
+        max_model_len=2048, max_num_batched_tokens=2048,
+    )  # fmt: skip
+    for turn in range(1, 11):
+        share = gpu.advance([(one, FLOW, 20.0)], 5.0 * turn)
+    assert one.finished + one.running + one.waiting == 200.0
+    assert one.itl.count > 0
+    assert 0.0 < share < 1.0
+    one.restart()
+    gpu.advance([(one, FLOW, 20.0)], 60.0)
+    assert one.finished + one.running + one.waiting == 20.0

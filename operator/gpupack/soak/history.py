@@ -143,6 +143,7 @@ POOL: dict[str, Any] = {
 """A pool's own times, shortened so that twenty minutes hold everything that can happen. Few, so that answers of the
 advisor are kept from one history to the next. Clients that wait are recognised by ten scrapes: they need a longer
 window, in which a stream without chance looks like them."""
+STEPPED_RATE = 30.0
 RATES = (0.0, 1.0, 4.0, 12.0, 30.0, 60.0, 120.0)
 
 
@@ -156,6 +157,8 @@ def draw(seed: int, *, stepped: bool = False) -> History:
             make = chance.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0]
             tick = chance.randrange(FAULTS_FROM, FAULTS_UNTIL - 10)
             event = make(chance)
+            if stepped and event.kind == "load":
+                event = replace(event, args={**event.args, "rate": min(STEPPED_RATE, event.args["rate"])})
             ticks = min(event.ticks, FAULTS_UNTIL - 2 - tick)
             events.append(replace(event, tick=tick, ticks=ticks if event.ticks else 0))
     return History(seed=seed, world=world, events=tuple(sorted(events, key=lambda each: each.tick)))
@@ -188,7 +191,7 @@ def _world(chance: random.Random, *, stepped: bool) -> World:
 
 
 def _wish(chance: random.Random, number: int, *, stepped: bool) -> Wish:
-    rates = RATES[:4] if stepped else RATES
+    rates = tuple(rate for rate in RATES if not stepped or rate <= STEPPED_RATE)
     spec: dict[str, Any] = {"model": {"name": chance.choice(MODELS)}, "poolName": "default"}
     promise = chance.choice(PROMISES)
     if promise is not None:
@@ -203,7 +206,7 @@ def _wish(chance: random.Random, number: int, *, stepped: bool) -> Wish:
     if chance.random() < 0.08:
         spec["mode"] = "Advise"
     born = 0 if number == 0 or chance.random() < 0.7 else chance.randrange(1, FAULTS_UNTIL - 30)
-    clients = chance.choice((16, 100)) if chance.random() < 0.15 else 0
+    clients = chance.choice((16, 100)) if chance.random() < 0.15 and not stepped else 0
     return Wish(
         namespace=chance.choice(("team", "team", "team", "other")),
         name=f"m{number}",

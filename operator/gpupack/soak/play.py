@@ -12,7 +12,7 @@ import logging
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -26,8 +26,10 @@ from gpupack.soak.history import WATCHED, Event, History, Wish
 from gpupack.soak.process import CallFault, Feed, Killed, Look, ModelApi, Process, Reconcile
 from gpupack.soak.rules import Broken, Rules, describe
 from gpupack.twin.api_server import ApiServer, Json, Key
-from gpupack.twin.cluster import Cluster, Gpu, Node, Pod
+from gpupack.twin.cluster import Cluster, Gpu, Node, Pod, Steps
 from gpupack.twin.fluid import Counts, Flow, FluidEngine, Model
+from gpupack.twin.memory_system import GpuSpec, ModelDims
+from gpupack.twin.stepped import SteppedGpu
 from gpupack.units import GIB, MIB
 
 START = 1_795_000_000.0
@@ -156,6 +158,7 @@ class _Game:
         return Cluster(
             self.server, tuple(gpus), nodes, models,
             load_seconds=world.load_seconds, drain_seconds=world.drain_seconds,
+            steps=_steps(gpus) if world.stepped else None,
         )  # fmt: skip
 
     # The course of a history.
@@ -433,6 +436,25 @@ class _Game:
     def _load(self, args: Mapping[str, Any], ticks: int) -> None:
         del ticks
         self._rates[self._serving(args)] = args["rate"]
+
+
+def _steps(gpus: Sequence[Gpu]) -> Steps:
+    dims: dict[str, ModelDims] = {}
+    for llm in catalog.llms():
+        dims |= dict.fromkeys((llm.name, *llm.aliases), ModelDims.of(llm, Dtype.BFLOAT16))
+    kinds = {product: kind for kind in catalog.gpus() for product in kind.product_names}
+    placed = {
+        gpu.uuid: SteppedGpu(
+            gpu.uuid,
+            GpuSpec(
+                memory_bytes=gpu.memory_bytes, dram_bytes_per_second=gpu.bandwidth,
+                dense_flops_per_second=kinds[gpu.product].dense_flops_per_second,
+            ),
+            gpu.interference, START,
+        )
+        for gpu in gpus
+    }  # fmt: skip
+    return Steps(dims=dims, gpus=placed)
 
 
 def _merged(spec: Mapping[str, Any], change: Mapping[str, Any]) -> Json:

@@ -33,6 +33,8 @@ STILL_TICKS = 30
 """So long before the end of the calm nothing may be planned or written any more."""
 LOOSE = 1.10
 """Predictions are made with rates and lengths rounded to five per cent: a promise broken by less was kept."""
+SETTLE_TICKS = 15
+"""The longest window and some grace: so long after a change of the load the plan may answer it."""
 SEEN_SECONDS = 200.0
 """No watch is late by more: what was so for longer, the operator knows."""
 CHANGES_AN_HOUR = 12
@@ -62,6 +64,8 @@ class Rules:
         self._plan: Plan | None = None
         self._content: Counter[tuple[ServingKey, str, int, str]] = Counter()
         self._quiet = self._content
+        self._queued = 0.0
+        self._load_moved_at = 0
         self.changed_at = 0
         self.changes: list[int] = []
         self.wrote_at = 0
@@ -244,6 +248,9 @@ class Rules:
         self._refused = len(cluster.refused_starts)
         if wrote:
             self.wrote_at = tick
+        queued = sum(pod.engine.waiting for pod in cluster.pods.values())
+        if queued != self._queued:
+            self._queued, self._load_moved_at = queued, tick
         plan = self.stored()
         if plan is not None:
             content = Counter((each.serving, each.gpu_uuid, each.slot, each.content_hash) for each in plan.placements)
@@ -269,8 +276,8 @@ class Rules:
             raise Broken(
                 "few changes under constant load", f"{moves - net} changes there and back in {hours:.2f} hours"
             )
-        if noise:
-            return
+        if noise or tick - self._load_moved_at < STILL_TICKS + SETTLE_TICKS:
+            return  # a queue that drains is a load that changes
         if tick - self.changed_at < STILL_TICKS:
             raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
         if tick - self.wrote_at < STILL_TICKS:

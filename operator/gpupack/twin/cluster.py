@@ -15,6 +15,8 @@ from typing import Any
 
 from gpupack.twin.api_server import ApiServer, Json, Key, rfc3339
 from gpupack.twin.fluid import Flow, FluidEngine, Model, advance
+from gpupack.twin.memory_system import ModelDims
+from gpupack.twin.stepped import SteppedEngine, SteppedGpu
 
 DRIVER = "gpu.nvidia.com"
 SERVING_LABEL, IN_SERVICE_LABEL = "gpupack.dev/serving", "gpupack.dev/in-service"
@@ -91,8 +93,19 @@ class Faults:
     slow_death: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """What engines in steps need: dimensions by the model's name, and the GPUs by uuid."""
+
+    dims: Mapping[str, ModelDims]
+    gpus: Mapping[str, SteppedGpu]
+
+
 class Cluster:
-    """`models` by the name that a pod's arguments begin with; `load_seconds` is a start, `drain_seconds` an end."""
+    """`models` by the name that a pod's arguments begin with; `load_seconds` is a start, `drain_seconds` an end.
+
+    With `steps` engines take the twin's steps, else they are rates.
+    """
 
     def __init__(
         self,
@@ -103,8 +116,10 @@ class Cluster:
         *,
         load_seconds: float,
         drain_seconds: float,
+        steps: Steps | None = None,
     ) -> None:
         self.server = server
+        self._steps = steps
         self.gpus = {gpu.uuid: gpu for gpu in gpus}
         self.nodes = {node.name: node for node in nodes}
         self.pods: dict[Key, Pod] = {}
@@ -267,16 +282,25 @@ class Cluster:
             uid=item["metadata"]["uid"],
             serving=serving,
             claim=item["spec"]["resourceClaims"][0]["resourceClaimName"],
-            engine=FluidEngine(
-                name=key.name,
-                model=self._models[arguments[0]],
-                slots=int(flags["--max-num-seqs"]),
-                kv_bytes=int(flags["--kv-cache-memory-bytes"]),
-            ),
+            engine=self._engine(key.name, arguments[0], flags),
             hundredths=round(100 * float(flags["--gpu-memory-utilization"])),
             cores=int(container["resources"]["requests"]["cpu"]),
             address=f"10.77.{self._addresses >> 8}.{self._addresses & 255}",
             created_at=self.server.now,
+        )
+
+    def _engine(self, name: str, model: str, flags: Mapping[str, str]) -> FluidEngine:
+        slots, kv_bytes = int(flags["--max-num-seqs"]), int(flags["--kv-cache-memory-bytes"])
+        if self._steps is None:
+            return FluidEngine(name=name, model=self._models[model], slots=slots, kv_bytes=kv_bytes)
+        return SteppedEngine(
+            name=name,
+            model=self._models[model],
+            slots=slots,
+            kv_bytes=kv_bytes,
+            dims=self._steps.dims[model],
+            max_model_len=int(flags["--max-model-len"]),
+            max_num_batched_tokens=int(flags["--max-num-batched-tokens"]),
         )
 
     def _collect_garbage(self) -> None:
@@ -456,6 +480,10 @@ class Cluster:
             by_gpu.setdefault(pod.gpu, []).append((pod.engine, own, share[pod.serving] if inside else 0.0))
         for uuid, gpu in self.gpus.items():
             engines = by_gpu.get(uuid, ())
+            if self._steps is not None:
+                stepped = [(one, flow, share) for one, flow, share in engines if isinstance(one, SteppedEngine)]
+                gpu.dram_active = self._steps.gpus[uuid].advance(stepped, self.server.now)
+                continue
             gpu.dram_active = advance(engines, seconds, gpu.bandwidth, gpu.interference) if engines else 0.0
 
     def _serves(self, pod: Pod) -> bool:
