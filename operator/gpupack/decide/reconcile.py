@@ -284,8 +284,6 @@ def _decide_one(
             return _rolled_back(undone, facts)
     if serving.mode is Mode.ADVISE:
         return _advised(board, serving, sharing, demand, verdicts)
-    if (evicted := _evicted(board, serving)) is not None:
-        return _away_from(board, serving, sharing, demand, evicted)
     renewal = renew(board, serving, sharing, demand)
     if renewal is not None and renewal.new is not None:
         if not any(each.serving == key and each.neighbours.startswith(ANOTHER_SHAPE) for each in board.undone):
@@ -300,6 +298,8 @@ def _decide_one(
         left = len(board.of[key])
         message = explain.removed(victim.gpu_uuid, left, demand.rate if demand.basis is Basis.ARRIVALS else None)
         return Decision(reason=Step.REMOVED, subject=victim.gpu_uuid, message=message)
+    if (evicted := _evicted(board, serving)) is not None:
+        return _away_from(board, serving, sharing, demand, evicted)
     found = survey(board, serving, sharing, demand)
     verdicts.extend((key, verdict) for verdict in found.verdicts)
     if renewal is not None and renewal.stop is not None:
@@ -399,10 +399,11 @@ def _evicted(board: Board, serving: Serving) -> Placement | None:
 def _away_from(board: Board, serving: Serving, sharing: Sharing, demand: Demand, evicted: Placement) -> Decision | None:
     """It moves to a GPU that takes it, in one step: the count, and with it the disruption budget, stays as it is."""
     node = board.facts.gpus[evicted.gpu_uuid].gpu.node
-    found = survey(board, serving, sharing, replace(demand, wanted=len(board.of[serving.key]) + 1))
+    board.remove(evicted)  # it counts neither against a maximum nor against what data must be there
+    found = survey(board, serving, sharing, replace(demand, wanted=max(demand.wanted, len(board.of[serving.key]) + 1)))
     if found.uuid is None:
+        board.add(evicted)
         return _stopped(found.stop) if found.stop is not None else None
-    board.remove(evicted)
     _added(board, serving, sharing, demand, found, found.uuid, step=Step.MOVED, asked=True)
     message = explain.drained(evicted.gpu_uuid, found.uuid, node)
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
