@@ -19,6 +19,9 @@ import pytest
 from gpupack.errors import Unavailable
 from gpupack.node import binaries
 from gpupack.node.controlplane import AuditEvent, ControlPlane, free_ports
+from gpupack.plan import StartReplica
+from gpupack.replay import Weight, replay
+from gpupack.trace.lines import read
 
 from ..kube.objects import GPU
 from ..kube.test_resource_node import device, resource_slice
@@ -37,6 +40,7 @@ class Running:
     process: subprocess.Popen[bytes]
     metrics_port: int
     health_port: int
+    trace: Path
 
     def metric(self, name: str) -> float:
         """The sum over all labels; 0 where there is none."""
@@ -100,18 +104,19 @@ def _join_a_node(cluster: ControlPlane) -> None:
 
 
 @pytest.fixture
-def operator(cluster: ControlPlane) -> Iterator[Running]:
+def operator(cluster: ControlPlane, tmp_path: Path) -> Iterator[Running]:
     metrics, health = free_ports(2)
+    trace = tmp_path / "trace.jsonl"
     process = subprocess.Popen(
         [
             sys.executable, "-c", "import sys; from gpupack.cli import main; sys.exit(main())", "operator",
             "--kubeconfig", str(cluster.kubeconfig_for(USER)), "--host", "127.0.0.1",
-            "--metrics-port", str(metrics), "--health-port", str(health),
+            "--metrics-port", str(metrics), "--health-port", str(health), "--trace", str(trace),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
     )  # fmt: skip
     try:
-        running = Running(cluster, process, metrics, health)
+        running = Running(cluster, process, metrics, health, trace)
         until(running.is_ready)
         yield running
     finally:
@@ -157,6 +162,15 @@ def test_a_serving_gets_a_pod_on_its_gpu_and_then_nothing_more_is_written(operat
         managers = {each["manager"] for each in metadata["managedFields"]}
         assert managers == {"kubectl", "gpupack"}
     assert {event.code for event in operator.requests() if event.is_write} <= {200, 201}
+    _decided_again_it_is_the_same(operator)
+
+
+def _decided_again_it_is_the_same(operator: Running) -> None:
+    """What the operator saw and decided is in its trace."""
+    assert operator.metric("gpupack_trace_ticks_total") > QUIET_TICKS
+    ticks = list(replay(read(operator.trace)))
+    assert {each.weight for each in ticks} == {Weight.SAME}
+    assert any(isinstance(action, StartReplica) for each in ticks for action in each.ticked.outcome.actions)
 
 
 def _pass_ticks(operator: Running, count: int) -> None:
