@@ -94,15 +94,15 @@ class Stage:
 
         `program` is `gpupack` as it runs elsewhere (in its image); it finds the API server by itself.
         """
+        doors = (
+            "--pod-proxy", self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self._metrics_port),
+            "--health-port", str(self._health_port),
+        )  # fmt: skip
         if program is None:
             way = str(kubeconfig or self.cluster.kubeconfig_for(ACCOUNT))
-            command = [sys.executable, "-m", "gpupack", "operator", "--kubeconfig", way]
+            self._start(OPERATOR, "operator", "--kubeconfig", way, *doors)
         else:
-            command = [*program, "operator"]
-        self._keeper.start(OPERATOR, [
-            *command, "--pod-proxy", self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self._metrics_port),
-            "--health-port", str(self._health_port),
-        ])  # fmt: skip
+            self._keeper.start(OPERATOR, [*program, "operator", *doors])
 
     def stop_operator(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
         return self._keeper.stop(OPERATOR, with_signal)
