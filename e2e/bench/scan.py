@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 
 from gpupack import catalog
 from gpupack.decide.advise import Advice, advise
-from gpupack.decide.baselines import Contender, rows
 from gpupack.decide.question import Question
 from gpupack.decide.search import BATCHES, LADDER, Search
 from gpupack.facts.gpu import GpuKind
@@ -29,7 +28,7 @@ from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Batching, Lengths, Shape, Sharing, Slo, Statistic
 from gpupack.perf import calibration, memory
-from gpupack.perf.prediction import EngineGroup
+from gpupack.perf.prediction import EngineGroup, GroupPrediction
 from gpupack.perf.sharing import predict
 from gpupack.rehearse import rehearse_steady
 from gpupack.units import Ratio
@@ -40,6 +39,8 @@ WORKLOADS = {
     "prompts 2048/1": Lengths(input_mean=2048.0, output_mean=1.0, input_cv=0.3, output_cv=0.0),
 }
 WINDOW_REQUESTS = 500
+# Token budgets that are swept: the advisor's 2048, vLLM's own for the GPU, and this.
+LONG_STEP = 8192
 # A twin's window of so many requests differs from another by so much.
 NOISE = 0.02
 
@@ -133,7 +134,7 @@ def single(asked: Question, search: Search, batch: int, budget: int) -> Shape | 
 
 
 def exhaustive(asked: Question, budgets: Sequence[int]) -> float:
-    """The most worth of both token budgets, of all batch limits, and of all counts that each may admit."""
+    """The most worth of all token budgets, of all batch limits, and of all counts that each may admit."""
     searches = [Search(replace(asked, max_num_batched_tokens=budget)) for budget in budgets]
     return max(
         search.worth(batch, count)
@@ -143,8 +144,8 @@ def exhaustive(asked: Question, budgets: Sequence[int]) -> float:
     )
 
 
-def lone(asked: Question, shape: Shape) -> float:
-    """Tokens a second of one full engine, by the closed form."""
+def lone(asked: Question, shape: Shape) -> GroupPrediction:
+    """One full engine, by the closed form."""
     group = EngineGroup(
         llm=asked.llm,
         dtype=asked.dtype,
@@ -154,7 +155,7 @@ def lone(asked: Question, shape: Shape) -> float:
         request_rate=None,
         coefficients=asked.coefficients,
     )
-    return predict(asked.gpu, (group,), Sharing.EXCLUSIVE).total_tokens_per_second
+    return predict(asked.gpu, (group,), Sharing.EXCLUSIVE).groups[0]
 
 
 def best_pair(search: Search) -> int | None:
@@ -177,13 +178,16 @@ def looked_at(llm: Llm, gpu: GpuKind, workload: str) -> Row | None:
     search = Search(replace(asked, max_num_batched_tokens=advice.shape.max_num_batched_tokens))
     batch, count = advice.shape.max_num_seqs, advice.replicas_per_gpu
     own = memory.default_shape(llm, asked.dtype, gpu).max_num_batched_tokens
-    budgets = sorted({asked.max_num_batched_tokens, own})
+    budgets = sorted({asked.max_num_batched_tokens, own, LONG_STEP})
     most = exhaustive(asked, budgets)
-    found = {row.contender: row for row in rows(asked, advice)}
-    swept, defaults = found[Contender.SWEPT], found[Contender.DEFAULTS]
     same = single(asked, search, batch * count, advice.shape.max_num_batched_tokens)
-    loners = [single(asked, search, each, budget) for each in LADDER for budget in budgets]
-    largest = max((each for each in loners if each is not None), key=lambda each: lone(asked, each), default=None)
+    sized = [single(asked, search, each, budget) for each in LADDER for budget in budgets]
+    loners = {shape: lone(asked, shape) for shape in sized if shape is not None}
+    kept = {shape: said for shape, said in loners.items() if search.slo.itl is None or said.itl_p95 <= search.slo.itl}
+    largest, swept = (
+        max(found, key=lambda shape: found[shape].total_tokens_per_second, default=None) for found in (loners, kept)
+    )
+    defaults = memory.default_shape(llm, asked.dtype, gpu, max_model_len=search.max_model_len)
     pair = best_pair(search) if count == 1 else None
     return Row(
         llm=llm,
@@ -193,10 +197,10 @@ def looked_at(llm: Llm, gpu: GpuKind, workload: str) -> Row | None:
         regret=1.0 - search.worth(batch, count) / most,
         packed=simulated(asked, advice.shape, count),
         same_concurrency=None if same is None else simulated(asked, same, 1),
-        swept=None if swept.prediction is None else simulated(asked, swept.shape, 1),
+        swept=None if swept is None else simulated(asked, swept, 1),
         plateau=None if largest is None else simulated(asked, largest, 1),
-        defaults=simulated(asked, defaults.shape, 1)
-        if defaults.shape.kv_tokens(llm.kv_bytes_per_token(asked.dtype)) >= search.max_model_len
+        defaults=simulated(asked, defaults, 1)
+        if defaults.kv_tokens(llm.kv_bytes_per_token(asked.dtype)) >= search.max_model_len
         else None,
         two=None if pair is None else simulated(asked, search.shape(pair), 2),
     )
@@ -245,7 +249,7 @@ def report(found: Sequence[Row | tuple[str, str, str]]) -> str:
         f"- Not packed: {len(answered) - len(packed)}, because of "
         + ", ".join(f"{reason} ({count})" for reason, count in stops.most_common())
         + f". The best pair would bring at most {signed(max(missed, default=None))} there, in the twin.",
-        "- Regret against exhaustive search (both token budgets, every batch limit, every admitted count): worst "
+        "- Regret against exhaustive search (every token budget, batch limit and admitted count): worst "
         f"{100 * worst.regret:.2f} % ({worst.llm.aliases[0]} on {worst.gpu.name}, {worst.workload}); goal 2 %.",
         "",
         "Gain is over the better of two single engines: as many sequences running, or the best batch and token",

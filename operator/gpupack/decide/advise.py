@@ -21,8 +21,10 @@ from gpupack.perf.prediction import GpuPrediction, ReplicaMemory
 from gpupack.plan import Reason, Verdict
 from gpupack.units import PerSecond
 
-# A request whose prompt is so many times its answer; and what another token budget must bring to be worth it.
-_MOSTLY_PROMPTS, _CLEARLY = 8.0, 1.02
+# A request whose prompt is so many times its answer; what another token budget must bring to be worth it; and the
+# budget that vLLM takes by itself on a GPU of 70 GiB, tried on smaller ones too.
+_MOSTLY_PROMPTS, _CLEARLY = 8.0, 1.005
+_LONG_STEP = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +54,18 @@ class Advice:
 def advise(question: Question) -> Advice:
     """The shape and the number of engines of one GPU; a pure function of the question, so answers are kept.
 
-    Where prompts are most of the work, vLLM's own token budget is tried beside the question's: a lone engine with long
+    Where prompts are most of the work, a larger token budget is tried beside the question's: a lone engine with long
     steps can do what several with short ones do.
     """
     answer = _answer(question)
     lengths = question.lengths
     own = memory.default_shape(question.llm, question.dtype, question.gpu).max_num_batched_tokens
-    if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean or own <= question.max_num_batched_tokens:
+    larger = max(own, _LONG_STEP)
+    if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean or larger <= question.max_num_batched_tokens:
         return answer
     if not question.chunked_prefill or not answer.fits:
         return answer
-    other = _answer(replace(question, max_num_batched_tokens=own))
+    other = _answer(replace(question, max_num_batched_tokens=larger))
     better = other.fits and _worth(other, question) > _CLEARLY * _worth(answer, question)
     return other if better else answer
 
