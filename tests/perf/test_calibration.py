@@ -39,7 +39,7 @@ def profile(*points: ProfilePoint) -> Profile:
 
 
 def test_the_newest_coefficients_are_the_default() -> None:
-    assert calibration.coefficients().engine_version == calibration.supported_versions()[-1]
+    assert calibration.coefficients() == calibration.coefficients("0.8.5")
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,6 @@ _BY_VERSION = {each.engine_version: each for each in (_V0_5_2, _V0_8_5)}
 _NEWEST = "0.8.5"
 
 
-def supported_versions() -> tuple[str, ...]:
-    """Engine versions with coefficients of their own, oldest first."""
-    return tuple(_BY_VERSION)
-
-
 def coefficients(engine_version: str | None = None, field: str = "--engine-version") -> Coefficients:
     """The coefficients of that engine version, or of the newest known one at most as new; None is the newest.
 
