@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,14 +56,27 @@ class Script:
         return line(observation)
 
 
+class Asked(Scraper):
+    """Writes down for which replicas each round was asked out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again: list[Collection[str]] = []
+
+    async def round(self, *targets: Any, again: Collection[str] = (), **asked: Any) -> None:
+        self.again.append(again)
+        await super().round(*targets, again=again, **asked)
+
+
 class Rig:
     running: asyncio.Task[None]
 
     def __init__(self, server: TinyApi, api: Api, script: Script) -> None:
         self.telemetry = Telemetry()
+        self.scraper = Asked()
         self.mirrors = Mirrors(api, LOOKUPS, self._stir)
         self.task = PoolTask(
-            "default", api, self.mirrors, Scraper(), self.telemetry, reconcile=script, reporter="test"
+            "default", api, self.mirrors, self.scraper, self.telemetry, reconcile=script, reporter="test"
         )  # fmt: skip
         self.server = server
         server.answer_write = self._keep
@@ -122,6 +136,17 @@ async def test_a_plan_is_acted_on_only_when_it_was_read_back() -> None:
         assert script.seen[1].plan == plan(1)
         methods = [(write.method, write.path.rsplit("/", 1)[-1]) for write in made.server.writes[:3]]
         assert methods == [("PATCH", "status"), ("PATCH", "status"), ("DELETE", "chat-1")]
+
+
+async def test_engines_in_doubt_are_scraped_out_of_turn_at_the_next_tick_and_not_after_it() -> None:
+    script = Script(
+        lambda seen: replace(answer(seen, seen.plan, wake_in=Seconds(0.05)), look_again=("chat-1",)),
+        lambda seen: answer(seen, seen.plan, wake_in=Seconds(0.05)),
+        lambda seen: answer(seen, seen.plan),
+    )
+    async with rig(script) as made:
+        await until(lambda: len(made.scraper.again) >= 3)
+        assert made.scraper.again[:3] == [(), ("chat-1",), ()]
 
 
 async def test_an_old_view_drops_the_tick_and_the_next_one_sees_the_new() -> None:
