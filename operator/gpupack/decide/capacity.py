@@ -18,7 +18,8 @@ from gpupack.facts.serving import Serving, ServingKey
 def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
     """Requests a second that n replicas of the serving finish, all kept full.
 
-    Up to what is planned: on the GPUs where they stand, beside their neighbours, closing the last GPU first. Beyond:
+    Up to what is planned: on the GPUs where they stand, beside their neighbours, closing the last GPU first; on unlike
+    kinds of GPU as many as the slowest kind finishes of its even share. Beyond:
     in proportion to GPUs that hold nothing else, filled to R* one after another.
     """
     planned = list(closing_order(board, serving.key))
@@ -31,7 +32,8 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
         per_gpu: dict[str, list[Placement]] = defaultdict(list)
         for placement in planned[count - keep :]:
             per_gpu[placement.gpu_uuid].append(placement)
-        total = 0.0
+        finished: dict[str, float] = defaultdict(float)
+        replicas: dict[str, int] = defaultdict(int)
         for uuid, own in per_gpu.items():
             gpu = board.facts.gpus.get(uuid)
             if gpu is None:
@@ -42,8 +44,12 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
                 mix = mix_of(board.kin(each) for each in (*others, *own))
             if not board.prospects.knows(mix):
                 mix = mix_of(board.kin(each) for each in own)
-            total += board.prospects.finish_rate(gpu.gpu.kind, mix, serving.key)
-        return total
+            kind = gpu.gpu.kind
+            finished[kind.name] += board.prospects.finish_rate(kind, mix, serving.key)
+            replicas[kind.name] += len(own)
+        # Requests are dealt evenly: where GPUs are unlike, the slower kind is full first, and then its queue grows.
+        each = min((finished[name] / replicas[name] for name in finished), default=0.0)
+        return each * sum(replicas.values())
 
     def capacity(replicas: int) -> float:
         if replicas <= 0:

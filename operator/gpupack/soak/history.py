@@ -143,7 +143,7 @@ POOL: dict[str, Any] = {
 """A pool's own times, shortened so that twenty minutes hold everything that can happen. Few, so that answers of the
 advisor are kept from one history to the next. Clients that wait are recognised by ten scrapes: they need a longer
 window, in which a stream without chance looks like them."""
-STEPPED_RATE = 30.0
+STEPPED_RATE = 12.0
 RATES = (0.0, 1.0, 4.0, 12.0, 30.0, 60.0, 120.0)
 
 
