@@ -36,6 +36,7 @@ from gpupack.units import Seconds
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
+PREDICTED: frozenset[str] = frozenset((Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN))
 WARNINGS: frozenset[str] = frozenset(
     (
         Reason.DATA_MISSING,
@@ -322,10 +323,20 @@ def _grown(
     if record is not None and (not settled or found.waiting) and (found.stop is None or demand.wanted <= planned):
         return None
     if found.stop is not None:
-        return _stopped(found.stop)
+        return _stopped(_said_before(found.stop, found.verdicts, record))
     if not board.facts.gpus:
         return Decision(reason=Step.NO_GPU, subject=str(key), message=explain.no_gpu())
     return None
+
+
+def _said_before(stop: Verdict, against: Iterable[Verdict], record: Record | None) -> Verdict:
+    """The objection that was told last, while it stands: what live rates move about a limit comes and goes with them.
+
+    Only of those that the model predicts; that the load is met, or that data is missing, is told at once.
+    """
+    if record is None or stop.reason not in PREDICTED or record.reason not in PREDICTED:
+        return stop
+    return next((each for each in against if (each.reason, each.subject) == (record.reason, record.subject)), stop)
 
 
 def _may_start_many(demand: Demand, planned: int) -> bool:
