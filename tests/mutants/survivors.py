@@ -1,7 +1,7 @@
-"""Changes a module of the decision one operator at a time and lists what neither simulation nor scenarios notice.
+"""Changes a module of the decision one operator at a time and lists what neither simulation nor tests notice.
 
 `python tests/mutants/survivors.py hold steps`: each mutant plays the ten short histories of `mutants` and, if none of
-them notices, the scenarios. What survives is printed, one a line, for SURVIVORS.md to explain. No test: it takes
+them notices, faces `TESTS`. What survives is printed, one a line, for SURVIVORS.md to explain. No test: it takes
 minutes a module. A mutant that runs for too long counts as noticed.
 """
 
@@ -27,7 +27,8 @@ from tests.mutants.mutants import MUTANTS, importing  # noqa: E402
 from gpupack.soak.play import play  # noqa: E402
 
 SECONDS = 60
-SCENARIO_SECONDS = 180
+TEST_SECONDS = 180
+TESTS = ("tests/scenarios", "tests/decide/test_reconcile.py")
 
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -103,15 +104,15 @@ def noticed_by_histories(module: str, source: str) -> bool:
         signal.alarm(0)
 
 
-def noticed_by_scenarios(tree: Path, module: str, source: str) -> bool:
+def noticed_by_tests(tree: Path, module: str, source: str) -> bool:
     file = tree / "operator" / "gpupack" / "decide" / f"{module}.py"
     kept = file.read_text()
     file.write_text(source)
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/scenarios"],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS],
             cwd=tree, env={**os.environ, "PYTHONPATH": str(tree / "operator")}, capture_output=True, check=False,
-            timeout=SCENARIO_SECONDS,
+            timeout=TEST_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return True
@@ -132,7 +133,7 @@ def main(modules: list[str]) -> None:
             made = survived = 0
             for line, text, mutated in mutants(source):
                 made += 1
-                if not noticed_by_histories(module, mutated) and not noticed_by_scenarios(tree, module, mutated):
+                if not noticed_by_histories(module, mutated) and not noticed_by_tests(tree, module, mutated):
                     survived += 1
                     print(f"{module}.py:{line}: {text}", flush=True)
             print(f"{module}: {made} mutants, {survived} survived", flush=True)

@@ -279,7 +279,7 @@ def _gpu_metrics(chance: random.Random) -> Event:
 
 
 def _clock(chance: random.Random) -> Event:
-    return _event("clock", chance.choice((1, 5, 20)), by=chance.choice((-400.0, -60.0, -7.0, 7.0, 60.0, 400.0)))
+    return _event("clock", chance.choice((1, 5, 20)), by=chance.choice((-400.0, -60.0, -7.0, 7.0, 60.0, 200.0)))
 
 
 def _hardware(chance: random.Random) -> Event:
