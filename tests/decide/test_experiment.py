@@ -249,6 +249,20 @@ def test_a_step_that_missed_but_raised_what_the_gpu_can_do_stays() -> None:
     assert "it stays, because it raised what the GPU can do" in experiment(grown).why
 
 
+def test_a_model_that_is_wrong_about_a_gpu_from_the_start_undoes_nothing_there() -> None:
+    chat = serving("chat", batch=48, itl=0.030, most=2)
+    grown = World([gpu(0)], [chat], {CHAT: 8.0}, policy=POLICY).run(20.0)
+    grown.spoilt[shapes(grown)[0]] = 1.8
+    grown.run(120.0)
+    assert experiment(grown).judgement is Judgement.MISSED
+    assert "the user asked for it" in experiment(grown).why or "to itself" in experiment(grown).why
+    grown.loads[CHAT] = 38.0
+    grown.run(JUDGED)
+    assert grown.ready == {"chat": 2}
+    assert experiment(grown).judgement is Judgement.CONFIRMED
+    assert experiment(grown).before[0].off == pytest.approx(1.8, rel=0.05)
+
+
 # Inconclusive
 
 

@@ -337,6 +337,16 @@ def _off_before(experiment: Experiment) -> Off:
     return {(each.serving, each.shape): each.off for each in experiment.before if each.off is not None}
 
 
+def _off_elsewhere(board: Board, kind: GpuKind) -> Off:
+    """What was measured before steps on other GPUs of that kind."""
+    found: Off = {}
+    for uuid, each in sorted(board.experiments.items()):
+        gpu = board.facts.gpus.get(uuid)
+        if gpu is not None and gpu.gpu.kind == kind:
+            found.update(_off_before(each))
+    return found
+
+
 def _off_of(off: Off, kin: Kin, otherwise: float) -> float:
     """How far the model is off on these engines, or on those of the same serving with another shape."""
     own = off.get((kin.serving, kin.shape))
@@ -408,14 +418,13 @@ def _harm(
 def _capacity_gain(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[Seen], now: Off) -> Compared:
     """What the GPU can do at full batches, after over before, in lone engines: the model, by how far it is off.
 
-    A step that takes twice as long as the model says does half as much. Where nothing was measured before, the model
-    was off by as much as it is now, as far as it is believed to err: no harm is made of what nobody saw. Engines that
-    came to an empty GPU together are held against the first of them alone.
+    A step that takes twice as long as the model says does half as much. Where nothing was measured before, here or on
+    another GPU of that kind, the model was off by as much as it is now: no harm is made of what nobody saw. Engines
+    that came to an empty GPU together are held against the first of them alone.
     """
-    was, after = _off_before(experiment), tuple((each.kin, each.engines) for each in seen)
+    after = tuple((each.kin, each.engines) for each in seen)
     before = _baseline(board, experiment, seen)
-    least = 1.0 + board.prospects.full(kind, after).error
-    then = {key: min(off, least) for key, off in now.items()} | was
+    then = now | _off_elsewhere(board, kind) | _off_before(experiment)
 
     def worth(mix: Mix, off: Off) -> float:
         full = board.prospects.full(kind, mix)
@@ -425,7 +434,7 @@ def _capacity_gain(board: Board, experiment: Experiment, kind: GpuKind, seen: Se
         )
 
     gained = worth(after, now) / worth(before, then) - 1.0
-    predicted = gained if experiment.gain is None else experiment.gain
+    predicted = worth(after, {}) / worth(before, {}) - 1.0 if experiment.gain is None else experiment.gain
     return _compared(CAPACITY, experiment.gpu_uuid, predicted, gained, Unit.RATIO)
 
 
