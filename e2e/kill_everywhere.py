@@ -84,7 +84,7 @@ def test_an_operator_that_dies_at_any_call_ends_where_one_that_lives_does(
             print(f"play {number}: {len(killer.killed)} kills, {len(killer.left)} not met", flush=True)
             again(journey)
     print(*(f"{made.get(point, 'not met'):10s} {point}" for point in points), sep="\n")
-    print(f"{len(made)} of {len(points)} points of death, in {number} plays")
+    print(f"{len(made)} of {len(points)} points of death, in {number} plays", *wrong, sep="\n")
     assert wrong == []
     assert {point.call for point in points} == {point.call for point in made}
 

@@ -40,7 +40,10 @@ ADDRESSES = frozenset({"podIP", "podIPs", "hostIP", "hostIPs", "clusterIP", "clu
 TIMES = ("at", "At", "Time", "Timestamp")
 OF_THE_LOAD = "SloMet"
 """The one condition that goes by what was measured in the last seconds."""
-MEASURED = frozenset({"message", "observed", "limit", "unit", "margin", "experiment", "experiments"})
+MEASURED = frozenset(
+    {"message", "seen", "chosen", "rejected", "measured", "observed", "limit", "unit", "margin", "experiment",
+     "experiments"}
+)  # fmt: skip
 """Sentences, numbers and verdicts on experiments carry measurements; the reasons beside them are compared."""
 HISTORY = "decisions"
 """What was decided on the way, which is not the end."""
