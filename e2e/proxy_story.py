@@ -41,8 +41,8 @@ TIMES = ("at", "At", "Time", "Timestamp")
 OF_THE_LOAD = "SloMet"
 """The one condition that goes by what was measured in the last seconds."""
 MEASURED = frozenset(
-    {"message", "seen", "chosen", "rejected", "measured", "observed", "limit", "unit", "margin", "experiment",
-     "experiments"}
+    {"message", "seen", "predicted", "chosen", "rejected", "measured", "observed", "limit", "unit", "margin",
+     "experiment", "experiments"}
 )  # fmt: skip
 """Sentences, numbers and verdicts on experiments carry measurements; the reasons beside them are compared."""
 HISTORY = "decisions"
