@@ -67,8 +67,8 @@ class Better:
     """What the engines on one kind of GPU could be instead.
 
     `freed_bytes` is the KV cache of one engine now less that of one as advised. `gain` is how much more throughput a
-    GPU would have at the same promise, `gain_alone` what the best single engine there would bring of it; None where that
-    cannot be told. `gpus_needed` carry the measured arrivals.
+    GPU would have at the same promise, `gain_alone` what the best single engine there would bring of it; None where
+    that cannot be told. `gpus_needed` carry the measured arrivals.
     """
 
     gpu_kind: str
