@@ -317,6 +317,28 @@ def test_throughput_is_judged_where_requests_waited_before_and_after() -> None:
     assert gain.measured == pytest.approx(gain.predicted, abs=0.05)
 
 
+def test_throughput_that_cannot_be_judged_is_judged_later() -> None:
+    grown = world(most=1)
+    grown.loads[CHAT] = 60.0
+    grown.run(60.0)
+    grown.edit(CHAT, replace(grown.servings[CHAT], scaling=replace(grown.servings[CHAT].scaling, max_replicas=2)))
+    while grown.ready != {"chat": 2}:
+        grown.run(TICK)
+    grown.loads[CHAT] = MUCH
+    for pod in grown.pods.values():
+        pod.waiting = 0.0
+    grown.run(60.0)
+    assert experiment(grown).judgement is Judgement.CONFIRMED
+    assert "when requests wait again" in experiment(grown).why
+    assert all(each.what != "gain of throughput" for each in experiment(grown).compared)
+    told = len(grown.told)
+    grown.loads[CHAT] = 400.0
+    grown.run(60.0)
+    gain = next(each for each in experiment(grown).compared if each.what == "gain of throughput")
+    assert gain.measured == pytest.approx(gain.predicted, abs=0.05)
+    assert "Confirmed" not in reasons(grown)[told:], "it was said before"
+
+
 # Restart
 
 

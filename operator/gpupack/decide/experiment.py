@@ -52,12 +52,17 @@ class TakenBack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one look at a window says. `missed` lies beyond the tolerance, `harm` is why it may not stay."""
+    """What one look at a window says; `harm` is why the step may not stay.
+
+    `is_preliminary`: requests waited before, but did not through this window, so the gain of throughput is to be judged
+    later.
+    """
 
     judgement: Judgement
     compared: tuple[Compared, ...] = ()
     harm: Compared | None = None
     why: str = ""
+    is_preliminary: bool = False
 
 
 def begin(board: Board, placement: Placement, before: tuple[Standing, ...], step: Step, *, asked: bool) -> None:
@@ -132,14 +137,13 @@ def is_waited_for(board: Board, serving: ServingKey) -> bool:
 
 
 def _is_open(board: Board, experiment: Experiment) -> bool:
-    """Whether another look may still say something: an Inconclusive one is kept for as long as an undone step is."""
+    """Whether another look may still say something: what is inconclusive is kept for as long as an undone step is."""
     if experiment.company == CLOSED:
         return False
     if experiment.judgement is None:
         return True
     since = experiment.judged_at or experiment.last_at
-    kept = board.facts.at - since <= board.facts.policy.remember_undone
-    return experiment.judgement is Judgement.INCONCLUSIVE and kept
+    return board.facts.at - since <= board.facts.policy.remember_undone
 
 
 def _closed(board: Board, experiment: Experiment, why: str) -> Experiment:
@@ -180,9 +184,12 @@ def _concluded(
         return replace(experiment, judgement=found.judgement, judged_at=at, why=found.why), None
     if found.judgement is Judgement.MISSED and experiment.doubted_at is None:
         return replace(experiment, doubted_at=at), None
+    if found.is_preliminary and experiment.judgement is found.judgement:
+        return experiment, None
     judged = replace(
-        experiment, judgement=found.judgement, judged_at=at, compared=found.compared, why=found.why, company=CLOSED
-    )
+        experiment, judgement=found.judgement, judged_at=at, compared=found.compared, why=found.why,
+        company=experiment.company if found.is_preliminary else CLOSED,
+    )  # fmt: skip
     if found.harm is None:
         return judged, None
     chosen = board.chosen(experiment.serving, experiment.gpu_uuid)
@@ -321,7 +328,10 @@ def _judged(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[
         *_beside(board, experiment.gpu_uuid, seen, arrived),
     )
     if not missed:
-        return Finding(judgement=Judgement.CONFIRMED, compared=shown)
+        waited = bool(experiment.before) and all(each.tokens_per_second is not None for each in experiment.before)
+        later = waited and gain is None
+        why = "the gain of throughput is judged when requests wait again" if later else ""
+        return Finding(judgement=Judgement.CONFIRMED, compared=shown, why=why, is_preliminary=later)
     harm, why = _harm(board, experiment, kind, seen, gain, now)
     return Finding(judgement=Judgement.MISSED, compared=shown, harm=harm, why=why)
 
