@@ -178,14 +178,14 @@ def _concluded(
     """The experiment after one more look, and what is undone for it."""
     at = board.facts.at
     found = _look(board, experiment)
+    if experiment.judgement is Judgement.CONFIRMED and not any(each.what == THROUGHPUT for each in found.compared):
+        return experiment, None
     if found.judgement is Judgement.INCONCLUSIVE:
-        if experiment.judgement is Judgement.INCONCLUSIVE:
+        if experiment.judgement is not None:
             return experiment, None
         return replace(experiment, judgement=found.judgement, judged_at=at, why=found.why), None
     if found.judgement is Judgement.MISSED and experiment.doubted_at is None:
         return replace(experiment, doubted_at=at), None
-    if found.is_preliminary and experiment.judgement is found.judgement:
-        return experiment, None
     judged = replace(
         experiment, judgement=found.judgement, judged_at=at, compared=found.compared, why=found.why,
         company=experiment.company if found.is_preliminary else CLOSED,
