@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 
 import pytest
@@ -15,9 +15,14 @@ import pytest
 from gpupack.decide.reconcile import reconcile
 from gpupack.facts.observation import EngineSeen, Measured, Observation, Phase, Reading
 from gpupack.facts.policy import Policy
+from gpupack.facts.serving import BLOCK_TOKENS
 from gpupack.metrics.prometheus import EnginePage, Histogram
 from gpupack.metrics.windows import EngineHistory, Timing
-from gpupack.units import Seconds
+from gpupack.twin.arrivals import Lengths, PoissonArrivals
+from gpupack.twin.engine import EngineConfig
+from gpupack.twin.memory_system import VLLM_V1, GpuSpec, ModelDims
+from gpupack.twin.world import World as TwinWorld
+from gpupack.units import GIB, Seconds
 
 from ..strategies import gpu, serving
 from .world import World, finish_rate
@@ -76,14 +81,41 @@ def _now(measured: Measured, at: Seconds) -> Measured:
     return replace(measured, at=at) if isinstance(measured, Reading) else measured
 
 
-def second_replica(times: list[float], until: float, chance: Random) -> tuple[float | None, int]:
+def twin_pages(rates: Sequence[tuple[float, float]], seed: int) -> Callable[[float], EnginePage]:
+    """The pages of such an engine in the twin, stepped as vLLM does. `rates` are (from when, requests a second)."""
+    observation, _ = one_engine()
+    asked, shape = observation.servings[0], observation.replicas[0].shape
+    model = ModelDims.of(asked.llm, asked.dtype)
+    blocks = shape.kv_cache_memory_bytes // (BLOCK_TOKENS * model.kv_bytes_per_token)
+    lengths = Lengths(input_mean=512, output_mean=256, input_cv=0.9, output_cv=0.9, total_limit=shape.max_model_len)
+    world = TwinWorld()
+    world.add_gpu("gpu", GpuSpec(memory_bytes=80 * GIB, dram_bytes_per_second=3.35e12, dense_flops_per_second=989e12))
+    engine = world.start_engine(
+        "engine", gpu="gpu", model=model, costs=VLLM_V1, memory_bytes=20 * GIB,
+        config=EngineConfig(max_num_seqs=shape.max_num_seqs, kv_blocks=blocks, max_model_len=shape.max_model_len),
+        source=PoissonArrivals(rates=rates, requests=lengths.draw(Random(seed)), chance=Random(seed + 1)),
+    ).engine  # fmt: skip
+
+    def page_at(at: float) -> EnginePage:
+        world.advance(at)
+        return EnginePage(
+            running=float(engine.running), waiting=float(engine.waiting), kv_usage=engine.kv_usage, kv_blocks=None,
+            finished=float(engine.counters.succeeded), prompt_tokens=float(engine.counters.prompt_tokens),
+            generation_tokens=float(engine.counters.generation_tokens), preemptions=0.0, ttft=None, itl=None,
+            input_length=None, output_length=None,
+        )  # fmt: skip
+
+    return page_at
+
+
+def second_replica(pages: Callable[[float], EnginePage], until: float, chance: Random) -> tuple[float | None, int]:
     """When the plan first holds two replicas, None if never; and how often the engine was looked at out of turn."""
     observation, _ = one_engine()
     history, name, again = EngineHistory(), observation.replicas[0].name, 0
     at = chance.uniform(0.0, 2.0)
     due = at
     while at < until:
-        history.add(observation.at + at, page(times, at), TIMING)
+        history.add(observation.at + at, pages(at), TIMING)
         seen = seen_at(observation, history.seen(name, observation.at + at, TIMING), at)
         outcome = reconcile(seen)
         plan = outcome.pool_status.plan
@@ -105,7 +137,7 @@ def test_a_doubled_load_of_an_engine_at_four_fifths_is_answered_within_three_and
     for seed in SEEDS:
         chance = Random(f"step {seed}")
         times = list(arrivals(chance, STEP + 10.0, 0.8 * capacity, 1.6 * capacity))
-        at, _ = second_replica(times, STEP + 10.0, chance)
+        at, _ = second_replica(partial(page, times), STEP + 10.0, chance)
         assert at is not None
         if at >= STEP:  # at four fifths the windows themselves reach the bar now and then
             took.append(at - STEP)
@@ -113,12 +145,24 @@ def test_a_doubled_load_of_an_engine_at_four_fifths_is_answered_within_three_and
     assert max(took) < 3.5, took
 
 
+def test_in_the_twin_a_doubled_load_is_answered_as_soon_and_a_load_that_stays_buys_nothing() -> None:
+    _, capacity = one_engine()
+    took = []
+    for seed in SEEDS[:4]:
+        pages = twin_pages([(0.0, 0.75 * capacity), (STEP, 1.5 * capacity)], seed)
+        at, _ = second_replica(pages, STEP + 10.0, Random(seed))
+        assert at is not None
+        took.append(at - STEP)
+    assert 0.0 < min(took) <= max(took) < 3.5, took
+    assert second_replica(twin_pages([(0.0, 0.75 * capacity)], 1), 120.0, Random(1))[0] is None
+
+
 @pytest.mark.parametrize(("share", "batch"), [(0.75, 1), (0.6, 8), (0.45, 30)])
 def test_a_noisy_load_that_stays_buys_no_replica_and_few_looks(share: float, batch: int) -> None:
     _, capacity = one_engine()
     chance = Random(f"noise {batch}")
     times = list(arrivals(chance, 300.0, share * capacity, batch=batch))
-    at, again = second_replica(times, 300.0, chance)
+    at, again = second_replica(partial(page, times), 300.0, chance)
     assert at is None
     assert again <= 15
 
@@ -130,5 +174,5 @@ def test_a_burst_out_of_the_blue_buys_no_replica(size: int) -> None:
         chance = Random(f"burst {size} {seed}")
         burst = [chance.uniform(STEP, STEP + 10.0)] * size
         times = sorted([*arrivals(chance, 90.0, 0.6 * capacity), *burst])
-        at, _ = second_replica(times, 90.0, chance)
+        at, _ = second_replica(partial(page, times), 90.0, chance)
         assert at is None
