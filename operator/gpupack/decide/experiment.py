@@ -333,7 +333,8 @@ def _judged(board: Board, experiment: Experiment, kind: GpuKind, seen: Sequence[
         why = "the gain of throughput is judged when requests wait again" if later else ""
         return Finding(judgement=Judgement.CONFIRMED, compared=shown, why=why, is_preliminary=later)
     harm, why = _harm(board, experiment, kind, seen, gain, now)
-    return Finding(judgement=Judgement.MISSED, compared=shown, harm=harm, why=why)
+    told = shown if harm is None or harm in shown else (harm, *shown)
+    return Finding(judgement=Judgement.MISSED, compared=told, harm=harm, why=why)
 
 
 def _least_of(predicted: float, board: Board) -> float:
