@@ -9,7 +9,7 @@ from .history import GPU
 from .journey import CHAT, Journey
 
 REPLICAS_PER_GPU = 3
-MORE_THAN_THERE_IS, LITTLE = 200.0, 10.0
+MORE_THAN_THERE_IS, LITTLE = 260.0, 10.0
 """Requests a second: what two full GPUs do not carry, and what one replica carries easily."""
 
 

@@ -88,7 +88,7 @@ class Batch(NamedTuple):
             step = self.engine.prefill(prompts / share, self.input_mean, running)
             return Cycle(plain.plus(step, share), plain, step.host, step.gpu, share)
         mixed = self.engine.mixed(running, self.context, prompts * self.input_mean / share, self.input_mean)
-        extra = Step(mixed.host - plain.host, mixed.gpu - plain.gpu, mixed.bytes - plain.bytes)
+        extra = mixed.less(plain)
         return Cycle(plain.plus(extra, share), plain, extra.host, extra.gpu, share)
 
     def _prefill_share(self, prompts: float, running: float) -> float:
@@ -131,7 +131,7 @@ class Batch(NamedTuple):
         tokens = min(tokens, self.room(running))
         plain = self.engine.decode(running, self.context)
         mixed = self.engine.mixed(running, self.context, tokens, min(tokens, self.input_mean))
-        return Step(mixed.host - plain.host, mixed.gpu - plain.gpu, mixed.bytes - plain.bytes)
+        return mixed.less(plain)
 
     def first_token(self, running: float, level: float | None) -> Step:
         """Prefill of one prompt, of mean length or at that quantile, beside `running` sequences."""

@@ -26,14 +26,18 @@ from gpupack.perf.prediction import Coefficients
 
 
 class Step(NamedTuple):
-    """Seconds on the host, seconds holding the GPU, and DRAM bytes moved."""
+    """Seconds on the host, seconds holding the GPU, DRAM bytes moved, and the seconds in which prompts fill all SMs."""
 
     host: float
     gpu: float
     bytes: float
+    filling: float = 0.0
 
     def plus(self, other: Step, share: float = 1.0) -> Step:
-        return Step(self.host + share * other.host, self.gpu + share * other.gpu, self.bytes + share * other.bytes)
+        return Step(*(mine + share * its for mine, its in zip(self, other, strict=True)))
+
+    def less(self, other: Step) -> Step:
+        return self.plus(other, -1.0)
 
 
 class Engine(NamedTuple):
@@ -74,21 +78,21 @@ class Engine(NamedTuple):
             self.gpu_fixed + dense + prompts * self.penalty_seconds,
             running,
             self.weight_bytes + tokens * self.kv_bytes + prompts * self.penalty_bytes,
+            dense - self.weight_seconds,
         )
 
     def mixed(self, running: float, context: float, tokens: float, prompt: float) -> Step:
         """A decode step that also computes `tokens` of prompts of `prompt` tokens each."""
         contexts = running * context
         sampled = running + tokens / max(prompt, 1.0)
-        flops = running * (self.body_seconds + self.logits_seconds) + self._prefill_seconds(tokens, prompt)
+        flops = running * (self.body_seconds + self.logits_seconds)
+        dense = math.hypot(self.weight_seconds, flops + self._prefill_seconds(tokens, prompt))
         return self._eager(
             self.host_fixed + self.host_per_sequence * running,
-            self.gpu_fixed
-            + math.hypot(self.weight_seconds, flops)
-            + contexts * self.kv_seconds
-            + sampled * self.penalty_seconds,
+            self.gpu_fixed + dense + contexts * self.kv_seconds + sampled * self.penalty_seconds,
             running,
             self.weight_bytes + (contexts + running + tokens) * self.kv_bytes + sampled * self.penalty_bytes,
+            dense - math.hypot(self.weight_seconds, flops),
         )
 
     def _prefill_seconds(self, tokens: float, prompt: float) -> float:
@@ -96,14 +100,14 @@ class Engine(NamedTuple):
         per_token = self.body_seconds + self.attention_seconds * prompt / 2 + self.logits_seconds / max(prompt, 1.0)
         return tokens * per_token
 
-    def _eager(self, host: float, gpu: float, running: float, moved: float) -> Step:
+    def _eager(self, host: float, gpu: float, running: float, moved: float, filling: float) -> Step:
         """A step with prefill runs without captured graphs: it lasts as long as its launches at least.
 
         It also lasts as long as the host needs for the output of the decode step before it.
         """
         floor = max(self.eager_floor, self.output_per_sequence * running)
         idle = max(0.0, floor - self.host_fixed - gpu)
-        return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved)
+        return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved, filling)
 
 
 @lru_cache(maxsize=4096)

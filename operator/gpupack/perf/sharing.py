@@ -151,7 +151,7 @@ def with_contention(
     interferences = []
     for each, step, group in zip(engines, steps, groups, strict=True):
         others = present - each.active
-        interference = 1 + _interference(group, sharing) * others / (1 + others)
+        interference = 1 + _interference(group, sharing, step) * others / (1 + others)
         pause = (1 - each.active) / each.active * (step.host + each.stretch * step.gpu)
         customers.append(Customer(step.host + pause, step.gpu * interference, each.replicas))
         interferences.append(interference)
@@ -161,11 +161,17 @@ def with_contention(
     ]
 
 
-def _interference(group: EngineGroup, sharing: Sharing) -> float:
+def _interference(group: EngineGroup, sharing: Sharing, step: Step) -> float:
+    """Kernels side by side slow each other little while they wait for memory; those that fill all SMs take turns.
+
+    The published replication runs are nearly all decode; that prompts interfere as time-slicing does is a guess towards
+    safety, which the twin shares.
+    """
     coefficients = group.coefficients
+    slicing, mps = coefficients.time_slicing_interference, coefficients.mps_interference
     if sharing is Sharing.TIME_SLICING:
-        return float(coefficients.time_slicing_interference)
-    return float(coefficients.mps_interference)
+        return float(slicing)
+    return float(mps + (slicing - mps) * min(1.0, step.filling / step.gpu))
 
 
 def _occupied(each: Engines, router: Router) -> Engines:
