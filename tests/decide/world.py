@@ -223,6 +223,7 @@ class World:
         serving, shape = pod.serving, pod.placement.shape
         blocks = shape.kv_cache_memory_bytes // (BLOCK_TOKENS * serving.llm.kv_bytes_per_token(serving.dtype))
         running = self._running(pod)
+        windows = {each: self._window(pod, each) for each in {*self.policy.rate_windows, self.policy.window}}
         return EngineSeen(
             replica=pod.placement.name,
             running=self._read(running),
@@ -230,9 +231,9 @@ class World:
             waiting_before=self._read(pod.waiting_before),
             kv_usage=self._read(0.5),
             kv_blocks=self._read(float(blocks)),
-            windows=tuple(self._window(pod, seconds) for seconds in self.policy.rate_windows),
+            windows=tuple(windows[seconds] for seconds in self.policy.rate_windows),
             peak_arrivals=self._peak(pod),
-            judged=self._window(pod, self.policy.window),
+            judged=windows[self.policy.window],
             version="0.33.0",
         )
 
