@@ -63,6 +63,18 @@ def test_gaps_are_those_between_the_last_three_scrapes() -> None:
     assert _watched(2.0).seen("r", 2.0, TIMING).gaps == ()
 
 
+def test_steps_are_judged_over_a_window_of_their_own() -> None:
+    timing = replace(TIMING, judged=Seconds(30.0))
+    history = EngineHistory()
+    for number in range(60):
+        history.add(2.0 * number, _page(2.0 * number, waiting=4.0 if number > 48 else 0.0), timing)
+    judged = history.seen("r", 118.0, timing).judged
+    assert judged is not None
+    assert judged.seconds == pytest.approx(30.0, rel=0.1)
+    assert _value(judged.waiting_least) == 0.0
+    assert _watched(100.0).seen("r", 100.0, TIMING).judged is None
+
+
 def test_dispersion_is_one_for_chance_more_for_bursts_and_does_not_know_the_last_gaps() -> None:
     def watched(batch: int, seed: int, last: float = 0.0) -> float:
         chance, history, done = Random(seed), EngineHistory(), 0.0
