@@ -38,8 +38,8 @@ WATCHES = 12
 IDENTITIES = frozenset({"uid", "resourceVersion", "generation", "managedFields", "containerID"})
 ADDRESSES = frozenset({"podIP", "podIPs", "hostIP", "hostIPs", "clusterIP", "clusterIPs"})
 TIMES = ("at", "At", "Time", "Timestamp")
-OF_THE_LOAD = "SloMet"
-"""The one condition that goes by what was measured in the last seconds."""
+OF_THE_LOAD = frozenset({"SloMet", "AsPredicted"})
+"""The conditions that go by what was measured in the last seconds."""
 MEASURED = frozenset(
     {"message", "seen", "predicted", "chosen", "rejected", "measured", "observed", "limit", "unit", "margin",
      "experiment", "experiments"}
@@ -149,7 +149,7 @@ def normal(value: Any) -> Any:
         return value
     kept = {key: normal(each) for key, each in value.items() if not _may_differ(key)}
     for key in UNORDERED & kept.keys():
-        kept[key] = sorted((each for each in kept[key] if each.get("type") != OF_THE_LOAD), key=str)
+        kept[key] = sorted((each for each in kept[key] if each.get("type") not in OF_THE_LOAD), key=str)
     return kept
 
 
