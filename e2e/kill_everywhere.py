@@ -25,6 +25,8 @@ KILLS_A_PLAY = 28
 ROUNDS = 3
 """How often what was not met is tried again: which status is written when, differs a little from play to play."""
 STORMS = 2
+VARYING = "events"
+"""What is said on the way goes by what was measured there, and one play may have nothing to say."""
 SEED = int(os.environ.get("GPUPACK_E2E_SEED", random.randrange(10**6)))
 
 
@@ -86,7 +88,8 @@ def test_an_operator_that_dies_at_any_call_ends_where_one_that_lives_does(
     print(*(f"{made.get(point, 'not met'):10s} {point}" for point in points), sep="\n")
     print(f"{len(made)} of {len(points)} points of death, in {number} plays", *wrong, sep="\n")
     assert wrong == []
-    assert {point.call for point in points} == {point.call for point in made}
+    met = {point.call for point in made}
+    assert [str(each) for each in sorted({*calm.calls} - met) if each.resource != VARYING] == []
 
 
 @pytest.mark.parametrize("number", range(STORMS))
