@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from gpupack.units import Seconds
 
@@ -12,11 +13,13 @@ def seconds_of(text: str) -> Seconds:
     return Seconds(datetime.fromisoformat(text).timestamp())
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(at: Seconds) -> str:
     """Whole seconds, as `metav1.Time`."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=4096)
 def rfc3339_micro(at: Seconds) -> str:
     """Microseconds, as `metav1.MicroTime`: finer parts of a second are lost."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
