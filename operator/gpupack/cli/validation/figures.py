@@ -101,8 +101,8 @@ def _parity(judged: Sequence[Judged]) -> str:
             color=colour,
         )
     for axes, what in ((left, "tokens a second"), (right, "mean ITL (ms)")):
-        low, high = axes.get_xlim()
-        low = max(low, 0.5)
+        measured = [value for line in axes.get_lines() for value in line.get_xdata()]
+        low, high = 0.8 * min(measured), 1.25 * max(measured)
         axes.plot([low, high], [low, high], color="0.4", linewidth=0.8)
         axes.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="0.9", zorder=0)
         axes.set_xscale("log")
