@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 
 WRITES_AT_ONCE = 8
 INVALID = 422
-UNSEEN_SECONDS = 300.0
-"""A pod that this process started and did not see for so long was never made, or went before it was seen."""
 NOTE_LIMIT = 1024
 """Bytes of an event's note that the API takes."""
 
@@ -162,7 +160,7 @@ class Performer:
     def __init__(self, api: Api, reporter: str) -> None:
         self._api = api
         self._reporter = reporter
-        self._unseen: dict[tuple[str, str], tuple[str, Seconds]] = {}
+        self._unseen: dict[tuple[str, str], str] = {}
 
     async def perform(self, scene: Scene, actions: tuple[Action, ...], now: Seconds) -> list[Performed]:
         """Raises Unavailable when the API does not answer; what is left is asked for again by the next tick."""
@@ -196,7 +194,7 @@ class Performer:
                 if (serving := servings.get(action.serving)) is not None:
                     await _apply_shared(api, manifests.budget(serving, action.min_available))
             case StartReplica():
-                await self._start(scene, action, servings, now)
+                await self._start(scene, action, servings)
             case MarkReplica():
                 path = f"{_collection('Pod', action.placement.serving.namespace)}/{action.placement.name}"
                 if (serving := servings.get(action.placement.serving)) is not None:
@@ -215,34 +213,33 @@ class Performer:
             case _:
                 assert_never(action)
 
-    async def _start(
-        self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving], now: Seconds
-    ) -> None:
+    async def _start(self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving]) -> None:
         key = action.placement.serving
         serving, resource = servings.get(key), scene.resources.get(key)
         if serving is None or resource is None or resource.template.hash != action.placement.template_hash:
             return  # it was planned from a spec that is no longer: the next plan will say what to do
         body = manifests.pod(action, serving, resource.template)
         name, uuid = (key.namespace, body["metadata"]["name"]), action.placement.gpu_uuid
-        if self._waits(name, uuid, scene, now):
+        if await self._waits(name, uuid, scene):
             return  # asked for again by the next tick
-        try:
-            await _apply(self._api, body)
-        except ApiError as refused:
-            if refused.status < 500:
-                self._unseen.pop(name, None)
-            raise
+        await _apply(self._api, body)
 
-    def _waits(self, name: tuple[str, str], uuid: str, scene: Scene, now: Seconds) -> bool:
-        """Whether another pod that was started on this GPU is still to be seen; if not, this one is from now on."""
+    async def _waits(self, name: tuple[str, str], uuid: str, scene: Scene) -> bool:
+        """Whether another pod that was started on this GPU is there and still to be seen; else this one is from now on.
+
+        The API server knows: one that was never made, or went before it was seen, keeps nobody waiting.
+        """
         seen = {(each.serving.namespace, each.name) for each in scene.replicas}
-        for other, (_, at) in list(self._unseen.items()):
-            if other in seen or now - at >= UNSEEN_SECONDS:
+        self._unseen = {each: gpu for each, gpu in self._unseen.items() if each not in seen}
+        for other in [each for each, gpu in self._unseen.items() if gpu == uuid and each != name]:
+            try:
+                await self._api.get(f"{_collection('Pod', other[0])}/{other[1]}")
+            except NotFound:
                 del self._unseen[other]
-        if any(gpu == uuid and other != name for other, (gpu, _) in self._unseen.items()):
-            return True
+            else:
+                return True
         if name not in seen:
-            self._unseen[name] = uuid, now
+            self._unseen[name] = uuid
         return False
 
     async def _tell(self, scene: Scene, tell: Tell, now: Seconds) -> None:

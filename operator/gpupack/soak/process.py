@@ -63,6 +63,10 @@ class ModelApi(Api):
         self._watcher = watcher
         self._dead = False
 
+    async def get(self, path: str, **query: str | int) -> Json:
+        del query
+        return self._call("get", path, None, lambda: self._server.read(path))
+
     async def create(self, path: str, body: Json) -> Json:
         return self._call("create", path, body, lambda: {})
 
