@@ -232,12 +232,11 @@ class Performer:
         seen = {(each.serving.namespace, each.name) for each in scene.replicas}
         self._unseen = {each: gpu for each, gpu in self._unseen.items() if each not in seen}
         for other in [each for each, gpu in self._unseen.items() if gpu == uuid and each != name]:
-            try:
-                await self._api.get(f"{_collection('Pod', other[0])}/{other[1]}")
-            except NotFound:
-                del self._unseen[other]
-            else:
+            namespace, pod = other
+            found = await self._api.get(_collection("Pod", namespace), limit=1, fieldSelector=f"metadata.name={pod}")
+            if found.get("items"):
                 return True
+            del self._unseen[other]
         if name not in seen:
             self._unseen[name] = uuid
         return False

@@ -64,8 +64,8 @@ class ModelApi(Api):
         self._dead = False
 
     async def get(self, path: str, **query: str | int) -> Json:
-        del query
-        return self._call("get", path, None, lambda: self._server.read(path))
+        name = str(query["fieldSelector"]).removeprefix("metadata.name=")
+        return self._call("list", path, None, lambda: {"items": self._server.named(path, name)})
 
     async def create(self, path: str, body: Json) -> Json:
         return self._call("create", path, body, lambda: {})

@@ -88,7 +88,7 @@ class Rules:
 
     def before_write(self, verb: str, path: str, body: Json | None) -> None:
         key, subresource = parse(path)
-        if key.resource != "pods" or subresource or verb == "get":
+        if key.resource != "pods" or subresource or verb == "list":
             return
         there = self._server.get(key)
         if verb == "apply":

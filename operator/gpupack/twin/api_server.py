@@ -76,13 +76,11 @@ class ApiServer:
     def get(self, key: Key) -> Json | None:
         return self._objects.get(key.resource, {}).get(key)
 
-    def read(self, path: str) -> Json:
-        """The object that a path names, as it is now."""
-        key, _ = parse(path)
-        there = self.get(key)
-        if there is None:
-            raise Refusal(404, "NotFound", f"{key.resource} {key.name} not found")
-        return there
+    def named(self, collection: str, name: str) -> list[Json]:
+        """The object of that name in the collection of a path, in a list."""
+        key, _ = parse(collection)
+        there = self.get(key._replace(name=name))
+        return [] if there is None else [there]
 
     def items(self, resource: str) -> Iterator[tuple[Key, Json]]:
         yield from list(self._objects.get(resource, {}).items())
