@@ -50,7 +50,7 @@ def test_the_chart_is_clean(helm: Path) -> None:
 
 @pytest.mark.parametrize("values", sorted(path.stem for path in VALUES.glob("*.yaml")))
 def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: Callable[[str, str], None]) -> None:
-    known = [f"--api-versions={each}" for each in MONITORING] if values == "monitored" else []
+    known = [f"--api-versions={each}" for each in MONITORING] if values in ("monitored", "with-agent") else []
     text = render(helm, "--values", str(VALUES / f"{values}.yaml"), *known)
     golden(f"chart/{values}.yaml", without_crds(text))
 
@@ -92,6 +92,33 @@ def test_chart_and_kustomization_run_the_operator_alike(helm: Path) -> None:
     ours, theirs = pod["containers"][0], other["containers"][0]
     for field in ("command", "ports", "livenessProbe", "readinessProbe", "resources", "securityContext"):
         assert ours[field] == theirs[field], field
+
+
+def test_chart_and_kustomization_run_the_agent_alike(helm: Path) -> None:
+    expected = yaml.safe_load((ROOT / "deploy" / "agent" / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
+    assert not objects(render(helm), "DaemonSet")
+    text = render(helm, "--set", "agent.enabled=true")
+    pod = objects(text, "DaemonSet")[0]["spec"]["template"]["spec"]
+    for each in (pod, expected):
+        (each["container"],) = each.pop("containers")
+        each["container"].pop("image")
+        each["container"].pop("imagePullPolicy", None)
+    assert pod == expected
+
+
+def test_the_agent_may_do_nothing_in_the_cluster_and_little_on_the_node(helm: Path) -> None:
+    text = render(helm, "--set", "agent.enabled=true")
+    pod = objects(text, "DaemonSet")[0]["spec"]["template"]["spec"]
+    assert "volumes" not in pod
+    assert not pod["automountServiceAccountToken"]
+    assert not any(pod.get(each) for each in ("hostNetwork", "hostIPC"))
+    bound = {
+        subject["name"]
+        for kind in ("ClusterRoleBinding", "RoleBinding")
+        for binding in objects(text, kind)
+        for subject in binding["subjects"]
+    }
+    assert pod["serviceAccountName"] not in bound
 
 
 def test_monitors_and_alerts_come_only_where_their_kinds_are_known(helm: Path) -> None:

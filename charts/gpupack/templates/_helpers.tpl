@@ -59,3 +59,21 @@ runAsUser: 65532
 seccompProfile:
   type: RuntimeDefault
 {{- end }}
+
+{{- define "gpupack.agentName" -}}
+{{- printf "%s-agent" (include "gpupack.fullname" . | trunc 57 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "gpupack.agentSelector" -}}
+app.kubernetes.io/name: {{ include "gpupack.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: agent
+{{- end }}
+
+{{- define "gpupack.agentLabels" -}}
+{{ include "gpupack.agentSelector" . }}
+app.kubernetes.io/part-of: gpupack
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
