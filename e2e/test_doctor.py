@@ -27,12 +27,13 @@ def doctor(journey: Journey) -> tuple[int, dict[str, list[dict[str, Any]]]]:
 def test_a_doctor_finds_gpus_and_metrics_and_says_what_it_cannot_know(journey: Journey) -> None:
     code, found = doctor(journey)
     assert code == 0
-    assert found["GPUs"][0]["sentence"] == "2 x H100-80GB can be packed."
+    gpus = len(journey.stage.state()["gpus"])
+    assert found["GPUs"][0]["sentence"] == f"{gpus} x H100-80GB can be packed."
     assert found["DRA driver"][0]["grade"] == "good"
-    assert found["Metrics"][0]["sentence"].endswith("exports DRAM activity and memory of 2 GPUs.")
+    assert {each["grade"] for each in found["Metrics"]} == {"good"}
     assert found["MPS"][0]["grade"] == "unknown", "the virtual node has no pods of a driver"
     assert found["gpupack"][0]["sentence"] == "Its custom resources are installed."
 
-    journey.stage.steer("/exporter", absent=["DCGM_FI_PROF_DRAM_ACTIVE"])
+    journey.stage.steer("/exporter", absent=["dram_active"])
     _, found = doctor(journey)
-    assert "does not export DCGM_FI_PROF_DRAM_ACTIVE" in found["Metrics"][0]["sentence"]
+    assert any("does not export DCGM_FI_PROF_DRAM_ACTIVE" in each["sentence"] for each in found["Metrics"])
