@@ -19,6 +19,7 @@ NEEDED = {
         "customresourcedefinitions.apiextensions.k8s.io",
     ],
     ("create", "patch"): ["pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy"],
+    ("get",): ["pods"],
     ("delete",): ["pods", "resourceclaims.resource.k8s.io"],
     ("patch",): ["gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status"],
 }  # fmt: skip
