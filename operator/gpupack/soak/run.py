@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = [Seed(number=number, stepped=False) for number in (*known, *range(first, first + args.seeds))]
     seeds += [Seed(number=number, stepped=True) for number in range(first, first + args.stepped)]
     print(
-        f"{len(seeds)} histories: seeds {first} to {first + args.seeds - 1}, {len(known)} known ones, "
+        f"{len(seeds)} histories: {args.seeds} from seed {first} on, {len(known)} known ones, "
         f"{args.stepped} with engines in steps",
         flush=True,
     )
@@ -96,8 +96,10 @@ def run(args: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("playing", total=len(seeds))
-        for report in soak(seeds, args.jobs):
+        for done, report in enumerate(soak(seeds, args.jobs), start=1):
             progress.advance(task)
+            if progress.disable and done % max(1, len(seeds) // 10) == 0:
+                print(f"{done} of {len(seeds)} after {time.monotonic() - began:.0f} s", flush=True)
             ticks += report.history.ticks if report.violation is None else report.violation.tick
             looks += report.looks
             if report.violation is not None:
