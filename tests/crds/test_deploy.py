@@ -75,3 +75,22 @@ def test_its_pod_passes_the_restricted_standard_of_its_namespace(cluster: Cluste
         "wait", "-n", "gpupack-system", "--for=create", "pod", "--selector=app.kubernetes.io/component=operator",
         "--timeout=30s",
     )  # fmt: skip
+
+
+def test_the_agents_pod_is_let_into_its_own_namespace_and_not_into_the_operators(cluster: Cluster) -> None:
+    kubectl = cluster.control_plane.kubectl
+    kubectl("apply", "--server-side", "-k", ROOT / "deploy" / "agent")
+    agent = cluster.control_plane.get("daemonset/gpupack-agent", "-n", "gpupack-agent")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "like-the-agent"}}
+    pod["spec"] = agent["spec"]["template"]["spec"]
+    answers = {
+        namespace: cluster.client.post(
+            f"/api/v1/namespaces/{namespace}/pods", params={"dryRun": "All", "fieldValidation": "Strict"}, json=pod
+        )
+        for namespace in ("gpupack-agent", "gpupack-system")
+    }
+    assert answers["gpupack-agent"].status_code == 201, answers["gpupack-agent"].text
+    assert answers["gpupack-system"].status_code == 403
+    complaint = answers["gpupack-system"].json()["message"]
+    assert complaint.partition("violates PodSecurity")[2].count("(") == 1, complaint
+    assert "host namespaces (hostPID=true)" in complaint

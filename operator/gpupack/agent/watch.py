@@ -125,8 +125,11 @@ class Watch:
         while not self._open():
             if self.done.wait(self._period):
                 return
-        for each in self._watched or ():
-            self._thread(each.gpu.card.uuid, partial(self._look_at, each))
+        watched = self._watched or ()
+        for place, each in enumerate(watched):
+            # Spread over the period, so that no scrape meets all of them at once.
+            later = Seconds(self._period * place / len(watched))
+            self._thread(each.gpu.card.uuid, partial(self._look_at, each, later))
         self._listen()
 
     def _open(self) -> bool:
@@ -142,7 +145,8 @@ class Watch:
         self._watched = tuple(_Watched(gpu) for gpu in gpus)
         return True
 
-    def _look_at(self, watched: _Watched) -> None:
+    def _look_at(self, watched: _Watched, later: Seconds) -> None:
+        self.done.wait(later)
         due = time.monotonic()
         while not self.done.is_set():
             began = Seconds(time.monotonic())
