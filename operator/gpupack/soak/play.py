@@ -177,8 +177,8 @@ class _Game:
                     self._delete(self._wishes[key])
             self.cluster.advance(START + self.tick * world.tick, self._arriving())
             self._pages.turn()
-            wrote = self._operate()
-            self.rules.after_tick(self.tick, wrote=wrote, quiet_from=quiet_from)
+            self._operate()
+            self.rules.after_tick(self.tick, quiet_from=quiet_from)
         if history.ticks >= history.deleted_at + GONE_TICKS:
             self.rules.at_end()
 
@@ -195,28 +195,26 @@ class _Game:
             arriving[key] = expected
         return arriving
 
-    def _operate(self) -> bool:
-        """The operator's turn; whether it wrote anything."""
+    def _operate(self) -> None:
+        """The operator's turn."""
         if self._process is None:
             if self.tick < self._back_at:
-                return False
+                return
             faults, self._api = self._api.faults, ModelApi(self.server, self.rules.before_write)
             self._api.faults = [each for each in faults if not each.how.startswith("killed")]
             self._process = Process(
                 self.server, self._api, self._feeds, self._pages, self._reconcile, lambda: self.server.now
             )
-        before = self.server.writes
         try:
             looks = self._process.tick(self._loop, self.server.now + self._skew)
         except Killed:
             self._say("the operator is killed")
             self._process, self._back_at = None, self.tick + self._away
-            return self.server.writes != before
+            return
         for look in looks:
             self.looks += 1
             self._listen(look)
             self.rules.after_look(look)
-        return self.server.writes != before
 
     def _listen(self, look: Look) -> None:
         if self._tell is not None and (look.outcome.plan_changed or look.outcome.actions or look.problem):

@@ -30,7 +30,7 @@ from gpupack.units import PerSecond
 BLIND_TICKS = 4
 """An engine that told nothing for so many ticks is unknown to everybody: its last page is older than three periods."""
 STILL_TICKS = 30
-"""So long before the end of the calm nothing may be planned or written any more."""
+"""So long before the end of the calm nothing may be planned or done any more."""
 LOOSE = 1.10
 """Predictions are made with rates and lengths rounded to five per cent: a promise broken by less was kept."""
 SETTLE_TICKS = 15
@@ -68,7 +68,8 @@ class Rules:
         self._load_moved_at = 0
         self.changed_at = 0
         self.changes: list[int] = []
-        self.wrote_at = 0
+        self.acted_at = 0
+        self._acted = False
 
     def stored(self) -> Plan | None:
         """The plan as the API server has it."""
@@ -88,6 +89,8 @@ class Rules:
 
     def before_write(self, verb: str, path: str, body: Json | None) -> None:
         key, subresource = parse(path)
+        if verb != "list" and subresource != "status" and key.resource != "events":
+            self._acted = True
         if key.resource != "pods" or subresource or verb == "list":
             return
         there = self._server.get(key)
@@ -234,7 +237,7 @@ class Rules:
 
     # After every tick.
 
-    def after_tick(self, tick: int, *, wrote: bool, quiet_from: int) -> None:
+    def after_tick(self, tick: int, *, quiet_from: int) -> None:
         cluster = self._cluster
         for gpu in cluster.gpus.values():
             if gpu.foreign_bytes:
@@ -246,8 +249,8 @@ class Rules:
             if uuid not in self._foreign:
                 raise Broken("memory", f"{name} found less memory on {uuid} than it was told to take")
         self._refused = len(cluster.refused_starts)
-        if wrote:
-            self.wrote_at = tick
+        if self._acted:
+            self._acted, self.acted_at = False, tick
         queued = sum(pod.engine.waiting for pod in cluster.pods.values())
         if queued != self._queued:
             self._queued, self._load_moved_at = queued, tick
@@ -280,8 +283,9 @@ class Rules:
             return  # a queue that drains is a load that changes
         if tick - self.changed_at < STILL_TICKS:
             raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
-        if tick - self.wrote_at < STILL_TICKS:
-            raise Broken("comes to rest", f"something was still written at tick {self.wrote_at}")
+        # What a status says of a load about a limit may still take turns; that is a known limit, and no child moves.
+        if tick - self.acted_at < STILL_TICKS:
+            raise Broken("comes to rest", f"something was still done at tick {self.acted_at}")
         for each in plan.placements:
             pod = self._cluster.pods.get(Key("pods", each.serving.namespace, each.name))
             if each.serving in self._active and (pod is None or not pod.ready or not pod.in_service):
