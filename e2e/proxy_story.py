@@ -35,7 +35,7 @@ WATCHES = 12
 """Nine of gpupack's own, and three of Kopf's."""
 
 # What may differ between two ways to the same end:
-IDENTITIES = frozenset({"uid", "resourceVersion", "generation", "managedFields", "containerID"})
+IDENTITIES = frozenset({"uid", "resourceVersion", "generation", "observedGeneration", "managedFields", "containerID"})
 ADDRESSES = frozenset({"podIP", "podIPs", "hostIP", "hostIPs", "clusterIP", "clusterIPs"})
 TIMES = ("at", "At", "Time", "Timestamp")
 OF_THE_LOAD = frozenset({"SloMet", "AsPredicted"})
