@@ -81,14 +81,12 @@ def test_the_agents_pod_is_let_into_its_own_namespace_and_not_into_the_operators
     kubectl = cluster.control_plane.kubectl
     kubectl("apply", "--server-side", "-k", ROOT / "deploy" / "agent")
     agent = cluster.control_plane.get("daemonset/gpupack-agent", "-n", "gpupack-agent")
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "like-the-agent"}}
-    pod["spec"] = agent["spec"]["template"]["spec"]
-    answers = {
-        namespace: cluster.client.post(
-            f"/api/v1/namespaces/{namespace}/pods", params={"dryRun": "All", "fieldValidation": "Strict"}, json=pod
-        )
-        for namespace in ("gpupack-agent", "gpupack-system")
-    }
+    answers = {}
+    for namespace, account in (("gpupack-agent", "gpupack-agent"), ("gpupack-system", "gpupack")):
+        spec = {**agent["spec"]["template"]["spec"], "serviceAccountName": account, "serviceAccount": account}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "like-the-agent"}, "spec": spec}
+        strictly = {"dryRun": "All", "fieldValidation": "Strict"}
+        answers[namespace] = cluster.client.post(f"/api/v1/namespaces/{namespace}/pods", params=strictly, json=pod)
     assert answers["gpupack-agent"].status_code == 201, answers["gpupack-agent"].text
     assert answers["gpupack-system"].status_code == 403
     complaint = answers["gpupack-system"].json()["message"]
