@@ -151,6 +151,17 @@ def test_a_gpu_that_is_lost_while_the_agent_runs_is_told_with_its_xid(
     assert set(served.values(series.POWER)) == {(GPU.format(0),)}
 
 
+def test_events_that_cannot_be_waited_for_are_told_until_they_can_again(
+    agent: Callable[..., Running], world: World
+) -> None:
+    served = agent("fail EventSetWait 999")
+    served.until(lambda: served.values(series.NVML_ERROR) == {("unknown",): 1.0})
+    assert served.values(series.NVML_UP) == {(): 1.0}
+    world.is_("event 5 0 8 13")
+    served.until(lambda: (GPU.format(0), "xid_13", "") in served.values(series.EVENTS))
+    served.until(lambda: not served.values(series.NVML_ERROR))
+
+
 def test_a_library_of_another_driver_asks_for_a_restart_and_is_no_crash(
     agent: Callable[..., Running], world: World
 ) -> None:

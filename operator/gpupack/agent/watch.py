@@ -171,6 +171,7 @@ class Watch:
                 self._error = nvml.error_name(refusal)
                 self.done.wait(self._period)
                 continue
+            self._error = None
             if event is not None:
                 before = self._events.get(event)
                 count = 1 if before is None else before.count + 1
