@@ -15,7 +15,7 @@ from gpupack.plan import Condition, ConditionType, ServingStatus, Tell, Truth
 from gpupack.units import GIB, Seconds
 
 from ..strategies import QUICK, gpu, key, serving
-from .world import READY_AFTER, World
+from .world import READY_AFTER, World, finish_rate
 
 CHAT = key("chat")
 
@@ -102,6 +102,25 @@ def test_nothing_is_written_and_nothing_done_when_nothing_changes() -> None:
         assert outcome.serving_statuses == statuses
         assert outcome.actions == ()
         assert outcome.wake_in == world.policy.tick
+
+
+def test_what_is_in_the_way_stays_told_while_a_load_at_the_limit_asks_now_and_then() -> None:
+    world = World([gpu(0)], [serving("chat", batch=64)], {CHAT: 2000.0}).run(400.0)
+    stop, planned = world.reason(CHAT), where(world)["0"]
+    assert stop == "BandwidthCeiling"
+    rate = planned * finish_rate(serving("chat", batch=64), world.plan.placements[0].shape, gpu(0).kind, planned)
+    world.loads[CHAT] = 0.87 * rate
+    world.run(200.0)
+    assert (world.reason(CHAT), where(world)["0"]) == (stop, planned)
+    world.told.clear()
+    for share in (0.83, 0.87, 0.83, 0.87):
+        world.loads[CHAT] = share * rate
+        world.run(60.0)
+        assert world.reason(CHAT) == stop
+    assert world.told == []
+    world.loads[CHAT] = 0.7 * rate
+    world.run(max(world.policy.rate_windows) + 60.0)
+    assert world.reason(CHAT) == "DemandMet"
 
 
 def test_the_first_count_comes_from_the_declared_rate() -> None:

@@ -37,6 +37,9 @@ from gpupack.units import Seconds
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
 PREDICTED: frozenset[str] = frozenset((Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN))
+STOPS: frozenset[str] = frozenset(Reason)
+CALMER = 0.9
+"""The load must fall below this share of the target before it is told as met where one more was wanted."""
 WARNINGS: frozenset[str] = frozenset(
     (
         Reason.DATA_MISSING,
@@ -323,6 +326,8 @@ def _grown(
     if record is not None and (not settled or found.waiting) and (found.stop is None or demand.wanted <= planned):
         return None
     if found.stop is not None:
+        if record is not None and _may_ask_again(found.stop, demand, record, planned, board.facts):
+            return None
         return _stopped(_said_before(found.stop, found.verdicts, record))
     if not board.facts.gpus:
         return Decision(reason=Step.NO_GPU, subject=str(key), message=explain.no_gpu())
@@ -337,6 +342,16 @@ def _said_before(stop: Verdict, against: Iterable[Verdict], record: Record | Non
     if record is None or stop.reason not in PREDICTED or record.reason not in PREDICTED:
         return stop
     return next((each for each in against if (each.reason, each.subject) == (record.reason, record.subject)), stop)
+
+
+def _may_ask_again(stop: Verdict, demand: Demand, record: Record, planned: int, facts: Facts) -> bool:
+    """Whether the load is met by so little that the next tick may ask for one more again.
+
+    What stood in its way then is still worth more to be told than that the load is met for a moment.
+    """
+    stood = record.reason in STOPS and record.reason != Reason.DEMAND_MET and record.planned == planned
+    near = demand.utilization is not None and demand.utilization > CALMER * facts.policy.target_utilization
+    return stop.reason is Reason.DEMAND_MET and stood and record.wanted > planned and near
 
 
 def _may_start_many(demand: Demand, planned: int) -> bool:
