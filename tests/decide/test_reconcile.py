@@ -105,13 +105,13 @@ def test_nothing_is_written_and_nothing_done_when_nothing_changes() -> None:
 
 
 def test_what_is_in_the_way_stays_told_while_a_load_at_the_limit_asks_now_and_then() -> None:
-    world = World([gpu(0)], [serving("chat", batch=64)], {CHAT: 2000.0}).run(400.0)
-    stop, planned = world.reason(CHAT), where(world)["0"]
-    assert stop == "BandwidthCeiling"
-    rate = planned * finish_rate(serving("chat", batch=64), world.plan.placements[0].shape, gpu(0).kind, planned)
+    world = World([gpu(0)], [serving("chat", batch=64)], {CHAT: 20.0}).run(60.0)
+    planned, shape = 3, world.plan.placements[0].shape
+    rate = planned * finish_rate(serving("chat", batch=64), shape, gpu(0).kind, planned)
     world.loads[CHAT] = 0.87 * rate
-    world.run(200.0)
-    assert (world.reason(CHAT), where(world)["0"]) == (stop, planned)
+    world.run(400.0)
+    stop = world.reason(CHAT)
+    assert (stop, where(world)["0"]) == ("BandwidthCeiling", planned)
     world.told.clear()
     for share in (0.83, 0.87, 0.83, 0.87):
         world.loads[CHAT] = share * rate
