@@ -21,7 +21,7 @@ from gpupack.units import PerSecond
 CHANGED = 0.2
 """Inputs that changed by more than this share ask the question anew."""
 DEVIATIONS = 3.0
-"""Counts of two windows differ by chance: a change of the load must exceed so many standard deviations of that, too."""
+"""Two windows differ by chance: a change of load or lengths must exceed so many standard deviations of that, too."""
 ANOTHER_SHAPE = "in the place of"
 """How the neighbours of a shape that was taken back begin: it is no further engine beside them."""
 
@@ -86,13 +86,14 @@ def _inputs(board: Board, undone: Undone) -> Inputs | None:
 
 
 def _changed(was: Inputs, now: Inputs, seconds: float) -> bool:
+    """Beyond what chance does to two windows: counts of a Poisson stream, and lengths that spread by their mean."""
     requests = max(was.rate, now.rate) * seconds
-    by_chance = DEVIATIONS * math.sqrt(2.0 / requests) if requests > 0 else 0.0
-    if _apart(was.rate, now.rate) > max(CHANGED, by_chance):
+    enough = max(CHANGED, DEVIATIONS * math.sqrt(2.0 / requests)) if requests > 0 else CHANGED
+    if _apart(was.rate, now.rate) > enough:
         return True
     if was.rate <= 0 or now.rate <= 0:
         return False
-    return max(_apart(was.input_mean, now.input_mean), _apart(was.output_mean, now.output_mean)) > CHANGED
+    return max(_apart(was.input_mean, now.input_mean), _apart(was.output_mean, now.output_mean)) > enough
 
 
 def _apart(was: float, now: float) -> float:
