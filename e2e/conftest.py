@@ -100,6 +100,7 @@ def _keep(journey: Journey, folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(what, indent=1))
     happened = journey.history.since(journey.mark)
     events = [f"{each.revision} {each.resource} {each.event} {each.name}" for each in happened]
-    statuses = [json.dumps(each.object.get("status", {})) for each in happened if each.resource == "modelservings"]
-    (folder / "statuses.jsonl").write_text("\n".join(statuses))
+    for resource in ("modelservings", "gpupools"):
+        statuses = [json.dumps(each.object.get("status", {})) for each in happened if each.resource == resource]
+        (folder / f"{resource}.jsonl").write_text("\n".join(statuses))
     (folder / "history.txt").write_text("\n".join(events))

@@ -19,7 +19,6 @@ NEEDED = {
         "customresourcedefinitions.apiextensions.k8s.io",
     ],
     ("create", "patch"): ["pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy"],
-    ("get",): ["pods"],
     ("delete",): ["pods", "resourceclaims.resource.k8s.io"],
     ("patch",): ["gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status"],
 }  # fmt: skip
@@ -29,6 +28,7 @@ FORBIDDEN = {
         "gpupools.gpupack.dev", "modelservings.gpupack.dev", "modelprofiles.gpupack.dev", "nodes"
     ],
     ("get", "list"): ["secrets", "configmaps"],
+    ("get",): ["pods", "gpupools.gpupack.dev"],
     ("delete",): ["services", "poddisruptionbudgets.policy", "namespaces"],
     ("create",): ["pods/exec", "deployments.apps", "clusterrolebindings.rbac.authorization.k8s.io"],
     ("patch",): ["modelservings.gpupack.dev/scale", "pods/status", "resourceclaims.resource.k8s.io/status"],
