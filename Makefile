@@ -53,7 +53,8 @@ e2e-kill: install ## The operator dies at every distinct API call; storms of fau
 SEEDS ?= 1000
 STEPPED ?= 0
 soak: install ## Simulated clusters with faults: SEEDS=10000 fresh histories, and every seed that ever broke a rule.
-	$(BIN)/gpupack soak --seeds $(SEEDS) --stepped $(STEPPED) --known tests/soak/seeds.txt
+	$(BIN)/gpupack soak --seeds $(SEEDS) --stepped $(STEPPED) --known tests/soak/seeds.txt \
+	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS))
 
 mutation: install ## Change the decision's code line by line and list what no test notices: MODULES='hold steps'.
 	$(BIN)/python tests/mutants/survivors.py $(MODULES)
