@@ -264,6 +264,7 @@ def test_an_exclusive_serving_is_alone_on_its_gpu() -> None:
     alone, other = serving("alone", sharing=SharingWish.EXCLUSIVE, batch=16), serving("other", batch=16)
     world = World([gpu(0), gpu(1)], [alone, other]).run(120.0)
     assert where(world, alone.key) != where(world, other.key)
+    assert condition(world, ConditionType.PACKED, alone.key).reason == "NotNeeded"
     third = serving("third", sharing=SharingWish.EXCLUSIVE)
     world.servings[third.key] = third
     world.run(60.0)

@@ -126,17 +126,21 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
     if candidate.gpu.cordoned:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"node {candidate.gpu.gpu.node} is cordoned")
     present = candidate.present
+    met = candidate.demand.wanted <= candidate.planned
     for namespace in sorted(board.namespaces(uuid) - {key.namespace}):
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"namespace {namespace}, which holds the claim of this GPU")
-    if candidate.sharing is Sharing.EXCLUSIVE and present:
-        yield _held(uuid, len(present), 0.0, Unit.REPLICAS, f"{present[0].serving}; {key} runs alone")
+    if candidate.sharing is Sharing.EXCLUSIVE:
+        # Its own engine is in the way of another one only while one is wanted.
+        others = [each for each in present if not met or each.serving != key]
+        if others:
+            yield _held(uuid, len(others), 0.0, Unit.REPLICAS, f"{others[0].serving}; {key} runs alone")
     elif alone := [each for each in present if each.sharing is Sharing.EXCLUSIVE]:
         yield _held(uuid, len(alone), 0.0, Unit.REPLICAS, f"{alone[0].serving}, which runs alone")
     withdrawn = board.withdrawn.get((key, uuid))
     if withdrawn is not None and withdrawn.until > board.facts.at:
         detail = "a replica could not start there; it is not tried again yet"
         yield _held(uuid, withdrawn.until - board.facts.at, 0.0, Unit.SECONDS, detail)
-    if candidate.demand.wanted <= candidate.planned:
+    if met:
         return  # a reading may still show a replica that has just gone; nobody needs the memory now
     unexplained = unexplained_memory(board, uuid)
     if unexplained is not None and unexplained > candidate.policy.unexplained_memory:
