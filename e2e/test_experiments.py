@@ -16,7 +16,7 @@ WORSE = 4.0
 
 def test_a_step_into_a_worse_world_is_taken_back_by_the_operator_that_follows(journey: Journey) -> None:
     aborted = journey.aborted()
-    journey.edit_pool(maxGpus=1)
+    journey.edit_pool(maxGpus=1, times={"scaleDownDelaySeconds": 120})  # what goes must go for its verdict
     journey.apply({**CHAT, "spec": {**CHAT["spec"], "scaling": {"maxReplicas": 2}}})
     journey.until_ready("chat")
     journey.load("chat", rate=QUIET)
