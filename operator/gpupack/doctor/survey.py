@@ -16,14 +16,11 @@ from gpupack.errors import Unavailable
 from gpupack.kube import labels
 from gpupack.kube.api import Api, NotFound
 from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
+from gpupack.kube.pool_resource import DCGM_POD_LABELS, DCGM_PORT, DcgmSource
 from gpupack.metrics.prometheus import GpuPage, parse_gpus
 
-EXPORTER_LABELS: tuple[Mapping[str, str], ...] = (
-    {labels.NAME: "dcgm-exporter"},
-    {"app": "nvidia-dcgm-exporter"},
-)
-"""Both generations, as a GpuPool looks for them."""
-EXPORTER_PORT = 9400
+EXPORTERS = DcgmSource(namespace=None, pod_labels=DCGM_POD_LABELS, port=DCGM_PORT)
+"""Where a GpuPool looks for them that does not say."""
 PAGE_SECONDS = 10.0
 WATCHED_GROUPS = ("gpupack.dev/v1alpha1", "resource.k8s.io/v1", "monitoring.coreos.com/v1")
 INSTALLING: tuple[tuple[str, str, str], ...] = (
@@ -74,7 +71,7 @@ class PodLook:
 
     @property
     def is_exporter(self) -> bool:
-        return any(all(self.labels.get(key) == value for key, value in each.items()) for each in EXPORTER_LABELS)
+        return EXPORTERS.selects(self.namespace, self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +167,12 @@ async def _page(api: Api, pod: PodLook, pod_proxy: str | None) -> tuple[GpuPage,
     """An exporter's page, through the API server's own way to pods, or through a forward proxy that reaches them."""
     try:
         if pod_proxy is None:
-            path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}:{EXPORTER_PORT}/proxy/metrics"
+            path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}:{EXPORTERS.port}/proxy/metrics"
             return parse_gpus(await api.read(path))
         if pod.address is None:
             return Unseen(why="it has no address yet")
         async with httpx.AsyncClient(proxy=pod_proxy, trust_env=False, timeout=PAGE_SECONDS) as client:
-            answer = await client.get(f"http://{pod.address}:{EXPORTER_PORT}/metrics")
+            answer = await client.get(f"http://{pod.address}:{EXPORTERS.port}/metrics")
             return parse_gpus(answer.raise_for_status().content)
     except (Unavailable, httpx.HTTPError) as problem:
         return Unseen(why=str(problem) or type(problem).__name__)
