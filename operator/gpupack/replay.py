@@ -186,6 +186,8 @@ def _place_weight(leaf: _Leaf) -> Weight:
             return Weight.PLAN
         case ("pool_status", "gpus" | "gpus_in_use" | "replicas") | ("plan_changed",):
             return Weight.WORDING  # they only count what the plan holds
+        case ("actions", _, "predicted", *_):
+            return Weight.WORDING  # noted on the replica for people; nothing rests on it
         case ("actions", element, *_) if not element.startswith(f"[{Tell.__name__} "):
             return Weight.ACTION
         case ("verdicts" | "wake_in" | "look_again", *_):

@@ -1,7 +1,7 @@
 """What the operator says of itself to Prometheus: what it decided and why, what it expected and what came of it.
 
-Gauges are made from the last tick of each pool when somebody scrapes, so nothing is shown of what is gone. Readings of
-engines and GPUs are not repeated here; their exporters serve them.
+Gauges are made from the last tick of each pool when somebody scrapes, so nothing is shown of what is gone. Of engines
+only what they come to together is told, as `gpupack top` shows it; each one's own series are on its own page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpupack.facts.experiment import is_news
+from gpupack.facts.glance import GpuGlance, ServingGlance, glance
 from gpupack.facts.observation import Missing, Observation, Phase
 from gpupack.plan import Outcome
 
@@ -114,6 +115,7 @@ class Telemetry(Collector):
         ticks = [self._ticks[pool] for pool in sorted(self._ticks)]
         yield from _servings(ticks)
         yield from _gpus(ticks)
+        yield from _glances(ticks)
         yield from _experiments(ticks)
         yield _missing(ticks)
 
@@ -154,17 +156,12 @@ def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
         "gpupack_predicted_saturation_ratio", "DRAM activity over its attainable maximum, as predicted with the last "
         "replica", labels=named,
     )  # fmt: skip
-    measured = GaugeMetricFamily(
-        "gpupack_measured_tokens_per_second", "Prompt and generated tokens a second of all engines on the GPU",
-        labels=named,
-    )  # fmt: skip
     freed = GaugeMetricFamily(
         "gpupack_freed_bytes", "KV cache that vLLM's defaults would take on this GPU and that its replicas do not",
         labels=named,
     )  # fmt: skip
     for tick in ticks:
         seen = tick.observation
-        engines = {each.replica: each for each in seen.engines}
         frees = {each.serving: each.freed_bytes for each in tick.outcome.serving_statuses}
         for gpu in seen.gpus:
             where = [gpu.gpu.node, gpu.gpu.uuid]
@@ -176,17 +173,6 @@ def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
                 assert last is not None
                 predicted.add_metric(where, last.tokens_per_second_after)
                 saturation.add_metric(where, last.saturation_after)
-            rates = [
-                rate
-                for each in ready
-                if each.name in engines and engines[each.name].windows
-                for rate in (
-                    engines[each.name].windows[0].prompt_tokens,
-                    engines[each.name].windows[0].generation_tokens,
-                )
-            ]
-            if rates and not any(isinstance(rate, Missing) for rate in rates):
-                measured.add_metric(where, sum(0.0 if isinstance(rate, Missing) else rate.value for rate in rates))
             least = [bytes_ for each in ready if (bytes_ := frees.get(each.serving)) is not None]
             if least:
                 # Each serving says what one of its replicas leaves free; what the others here took of that is not free.
@@ -194,7 +180,67 @@ def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
                     each.shape.kv_cache_memory_bytes for each in ready
                 )
                 freed.add_metric(where, max(0, max(least) - taken))
-    yield from (predicted, saturation, measured, freed)
+    yield from (predicted, saturation, freed)
+
+
+_GPU_GAUGES: tuple[tuple[str, str, Callable[[GpuGlance], float | None]], ...] = (
+    ("gpupack_measured_tokens_per_second", "Prompt and generated tokens a second of all engines on the GPU",
+     lambda gpu: gpu.tokens_per_second),
+    ("gpupack_gpu_dram_active_ratio", "DRAM activity as the last tick saw it, share of the theoretical peak",
+     lambda gpu: gpu.dram_active),
+    ("gpupack_gpu_dram_attainable_ratio", "DRAM activity that the engines on the GPU can reach at most, as predicted "
+     "with the last replica", lambda gpu: gpu.attainable),
+    ("gpupack_gpu_memory_used_bytes", "Device memory in use, by whomever", lambda gpu: gpu.memory_used),
+    ("gpupack_gpu_power_watts", "Power draw of the GPU", lambda gpu: gpu.power),
+)  # fmt: skip
+_LATENCIES: tuple[tuple[str, str, Callable[[ServingGlance], float | None]], ...] = (
+    ("itl", "Mean", lambda serving: serving.itl_mean),
+    ("itl", "P95", lambda serving: serving.itl_p95),
+    ("ttft", "Mean", lambda serving: serving.ttft_mean),
+    ("ttft", "P95", lambda serving: serving.ttft_p95),
+)
+
+
+def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    """What `gpupack top` shows of now: sums over engines, as the last tick saw them."""
+    on, of = ["node", "gpu"], ["namespace", "serving"]
+    total = GaugeMetricFamily(
+        "gpupack_gpu_memory_bytes", "Device memory of a GPU of the pool", labels=["pool", "kind", *on]
+    )
+    gauges = [(GaugeMetricFamily(name, text, labels=on), value) for name, text, value in _GPU_GAUGES]
+    rate = GaugeMetricFamily("gpupack_serving_requests_per_second", "Requests that come to the engines", labels=of)
+    running = GaugeMetricFamily("gpupack_serving_running_requests", "Sequences that run in the engines", labels=of)
+    latency = GaugeMetricFamily(
+        "gpupack_serving_latency_seconds", "Inter-token latency (itl) and time to first token (ttft) of the worst "
+        "engine", labels=[*of, "latency", "statistic"],
+    )  # fmt: skip
+    slo = GaugeMetricFamily(
+        "gpupack_serving_slo_seconds", "What is promised of it, by the user or by default",
+        labels=[*of, "latency", "statistic"],
+    )  # fmt: skip
+    for tick in ticks:
+        seen = glance(tick.observation)
+        for gpu in seen.gpus:
+            where = [gpu.gpu.node, gpu.gpu.uuid]
+            total.add_metric([tick.observation.pool, gpu.gpu.kind.name, *where], gpu.gpu.kind.memory_bytes)
+            for family, value in gauges:
+                if (number := value(gpu)) is not None:
+                    family.add_metric(where, number)
+        for serving in seen.servings:
+            who = [serving.key.namespace, serving.key.name]
+            for family, number in ((rate, serving.requests_per_second), (running, serving.running)):
+                if number is not None:
+                    family.add_metric(who, number)
+            for name, statistic, value_of in _LATENCIES:
+                if (number := value_of(serving)) is not None:
+                    latency.add_metric([*who, name, statistic], number)
+        plan = tick.outcome.pool_status.plan
+        promises = {} if plan is None else {each.serving: each.slo for each in plan.shapes if each.slo is not None}
+        for key, promise in promises.items():
+            for name, limit in (("itl", promise.itl), ("ttft", promise.ttft)):
+                if limit is not None:
+                    slo.add_metric([key.namespace, key.name, name, promise.statistic.value], limit)
+    yield from (total, *(family for family, _ in gauges), rate, running, latency, slo)
 
 
 def _experiments(ticks: Iterable[Tick]) -> Iterator[Metric]:

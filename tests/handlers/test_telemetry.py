@@ -41,7 +41,7 @@ def reading(value: float) -> Reading:
 def replica(name: str, phase: Phase, tokens_after: float, created_at: float) -> ReplicaSeen:
     predicted = PredictedEffect(
         tokens_per_second_before=0.0, tokens_per_second_after=tokens_after, saturation_after=Ratio(0.7),
-        itl_after=Seconds(0.01),
+        itl_after=Seconds(0.01), attainable=Ratio(0.6),
     )  # fmt: skip
     return ReplicaSeen(
         name=name, uid=name, serving=KEY, gpu_uuid=GPU, slot=0, sharing=Sharing.MPS, shape=SHAPE, template_hash="t",
@@ -103,6 +103,19 @@ def test_a_measurement_that_is_missing_is_not_shown_as_zero() -> None:
     telemetry.decided("default", replace(seen, observation=replace(seen.observation, engines=())), 0.01)
     assert value(telemetry, "gpupack_measured_tokens_per_second", **WHERE) is None
     assert value(telemetry, "gpupack_missing_readings", pool="default", of="dram_active", cause="NoSeries") == 1.0
+
+
+def test_the_page_tells_what_top_shows_of_now_and_leaves_out_what_is_not_known() -> None:
+    telemetry = Telemetry()
+    telemetry.decided("default", tick(), 0.01)
+    kind = {"pool": "default", "kind": "H100-80GB"}
+    assert value(telemetry, "gpupack_gpu_memory_bytes", **kind, **WHERE) == H100.memory_bytes
+    assert value(telemetry, "gpupack_gpu_memory_used_bytes", **WHERE) == 1.0
+    assert value(telemetry, "gpupack_gpu_dram_attainable_ratio", **WHERE) == 0.6
+    assert value(telemetry, "gpupack_serving_running_requests", **WHO) == 1.0
+    assert value(telemetry, "gpupack_gpu_dram_active_ratio", **WHERE) is None
+    assert value(telemetry, "gpupack_gpu_power_watts", **WHERE) is None
+    assert value(telemetry, "gpupack_serving_requests_per_second", **WHO) is None
 
 
 def test_a_decision_counts_once_however_often_it_is_repeated() -> None:

@@ -630,6 +630,7 @@ def effect(board: Board, placement: Placement) -> PredictedEffect | None:
         tokens_per_second_after=full.total_tokens_per_second,
         saturation_after=full.saturation,
         itl_after=own.itl_p95 if slo is None else itl_of(own, slo),
+        attainable=full.dram_active_max,
     )
 
 

@@ -145,9 +145,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedEffect:
-    """What one more replica was predicted to bring when it was planned; written on the replica itself."""
+    """What one more replica was predicted to bring when it was planned; written on the replica itself.
+
+    `attainable` is the most DRAM activity (share of the peak) that the engines on its GPU can reach together; None on
+    replicas of a gpupack that did not write it.
+    """
 
     tokens_per_second_before: float
     tokens_per_second_after: float
     saturation_after: Ratio
     itl_after: Seconds
+    attainable: Ratio | None = None

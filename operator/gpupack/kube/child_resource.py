@@ -214,6 +214,7 @@ def _predicted(text: str | None) -> PredictedEffect | None:
         tokens_per_second_after=fields["tokensPerSecondAfter"],
         saturation_after=Ratio(fields["saturationAfter"]),
         itl_after=Seconds(fields["itlAfterSeconds"]),
+        attainable=Ratio(fields["attainable"]) if "attainable" in fields else None,
     )
 
 
@@ -223,4 +224,5 @@ def predicted_to_dict(predicted: PredictedEffect) -> dict[str, float]:
         "tokensPerSecondAfter": predicted.tokens_per_second_after,
         "saturationAfter": predicted.saturation_after,
         "itlAfterSeconds": predicted.itl_after,
+        **({} if predicted.attainable is None else {"attainable": predicted.attainable}),
     }
