@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
     "soak": ("gpupack.soak.run", "seeds drive a simulated cluster with faults; rules that must always hold in it"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
+    "host": ("gpupack.host.run", "the supervisor in a pod that holds a GPU: the engines of that GPU, and MPS"),
     "agent": ("gpupack.agent.run", "a GPU node's memory, bandwidth, power, faults and processes, as Prometheus series"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),
 }
