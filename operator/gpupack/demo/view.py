@@ -19,7 +19,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gpupack.units import gibibytes, milliseconds, percent
+from gpupack.top import cells
+from gpupack.units import percent
 
 BAR_WIDTH = 24
 PLAIN_SECONDS = 5.0
@@ -76,29 +77,18 @@ class Picture:
     servings: tuple[ServingPicture, ...]
 
 
-def bar(share: float, limit: float | None = None) -> RenderableType:
-    """A bar of `share` of one; red from nine tenths of `limit` on."""
-    hot = limit is not None and limit > 0.0 and share >= 0.9 * limit
-    return Bar(1.0, 0.0, min(1.0, max(0.0, share)), width=BAR_WIDTH, color="red" if hot else "green")
-
-
-def _against(value: float | None, slo: float | None, digits: int) -> Text:
-    if value is None:
-        return Text("no data", style="dim")
-    text = Text(f"{milliseconds(value):.{digits}f} ms")
-    if slo is not None:
-        text.append(f" of {milliseconds(slo):.{digits}f}", style="red" if value > slo else "green")
-    return text
-
-
 def gpu_panel(gpu: GpuPicture) -> Panel:
     facts = Table.grid(padding=(0, 1))
-    attainable = f" of {percent(gpu.attainable):.0f} % attainable" if gpu.attainable is not None else ""
-    facts.add_row("DRAM", bar(gpu.dram_active, gpu.attainable), f"{percent(gpu.dram_active):.0f} %{attainable}")
+    attainable = " attainable" if gpu.attainable is not None else ""
+    facts.add_row(
+        "DRAM",
+        cells.gauge(gpu.dram_active, BAR_WIDTH, gpu.attainable),
+        cells.share_of(gpu.dram_active, gpu.attainable) + attainable,
+    )
     facts.add_row(
         "memory",
-        bar(gpu.memory_used / gpu.memory_total),
-        f"{gibibytes(gpu.memory_used):.1f} of {gibibytes(gpu.memory_total):.1f} GiB",
+        cells.gauge(gpu.memory_used / gpu.memory_total, BAR_WIDTH),
+        cells.memory_of(gpu.memory_used, gpu.memory_total),
     )
     facts.add_row("tokens", "", f"{gpu.tokens_per_second:,.0f}/s")
     engines = Table.grid(padding=(0, 2))
@@ -117,7 +107,7 @@ def gpu_panel(gpu: GpuPicture) -> Panel:
 
 def servings_table(servings: Sequence[ServingPicture]) -> Table:
     table = Table(expand=False, show_edge=False, pad_edge=False)
-    for heading in ("ModelServing", "shape", "ready", "load", "ITL", "TTFT", "last decision"):
+    for heading in ("ModelServing", "shape", "ready", "load", "ITL ms", "TTFT ms", "last decision"):
         table.add_column(heading, overflow="fold")
     for each in servings:
         table.add_row(
@@ -125,8 +115,8 @@ def servings_table(servings: Sequence[ServingPicture]) -> Table:
             each.shape,
             f"{each.ready} of {each.planned}",
             f"{each.requests_per_second:.1f} req/s",
-            Group(Text(each.statistic, style="dim"), _against(each.itl, each.itl_slo, 1)),
-            Group(Text(each.statistic, style="dim"), _against(each.ttft, each.ttft_slo, 0)),
+            Group(Text(each.statistic, style="dim"), cells.against(each.itl, each.itl_slo, 1)),
+            Group(Text(each.statistic, style="dim"), cells.against(each.ttft, each.ttft_slo, 0)),
             each.decision,
         )
     return table
@@ -205,7 +195,7 @@ def staircase(steps: Sequence[Step]) -> RenderableType:
     """Throughput by number of engines: bars, the gain of each further engine, and its latency against the SLO."""
     most = max(step.measured for step in steps)
     table = Table(title="The staircase: engines on one GPU, measured in the twin beside the closed form")
-    for heading in ("R", "tokens/s", "", "gain", "predicted", "DRAM active", "ITL p95"):
+    for heading in ("R", "tokens/s", "", "gain", "predicted", "DRAM active", "ITL p95 ms"):
         table.add_column(heading, justify="right")
     before: Step | None = None
     for step in steps:
@@ -217,7 +207,7 @@ def staircase(steps: Sequence[Step]) -> RenderableType:
             gain,
             f"{step.predicted:,.0f}",
             f"{percent(step.dram_active):.0f} %",
-            _against(step.itl, step.itl_slo, 1),
+            cells.against(step.itl, step.itl_slo, 1),
         )
         before = step
     return table

@@ -57,6 +57,8 @@ class Mirror(Generic[Record]):
     ) -> None:
         self.name = name
         self.synced = asyncio.Event()
+        self.problem: Unavailable | None = None
+        """Why the API server is not heard just now; None while it is."""
         self._api = api
         self._path = path
         self._record = record
@@ -114,7 +116,7 @@ class Mirror(Generic[Record]):
                 log.info("%s: listing again, the watch expired: %s", self.name, gone)
                 version = None
             except Unavailable as caught:
-                problem = caught
+                problem = self.problem = caught
             finally:
                 self._watching = None
             failures = 0 if self._clock() - began >= STEADY_SECONDS else failures + 1
@@ -160,6 +162,7 @@ class Mirror(Generic[Record]):
     def hear(self) -> None:
         """The API server said something: what is held is current as of now."""
         self._current_at = self._clock()
+        self.problem = None
 
     def hold(self, items: Iterable[dict[str, Any]]) -> None:
         """A whole list replaces everything held."""

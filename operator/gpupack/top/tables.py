@@ -1,0 +1,252 @@
+"""The three tables: their columns, in what order their rows may stand, and how a row becomes cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpupack.decide.explain import place
+from gpupack.facts.serving import ServingKey
+from gpupack.top import cells
+from gpupack.top.snapshot import GpuRow, PoolRow, ServingRow, Snapshot
+from gpupack.units import gibibytes
+
+Row = TypeVar("Row")
+Colours = Mapping[ServingKey, str]
+Order = tuple[bool, float | str]
+WIDE = 110
+"""From this many columns on a terminal is wide: gauges are longer, and more is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column(Generic[Row]):
+    """`order` sorts what is not known last; `largest_first` where one looks for the most of it. `wide`: only there."""
+
+    title: str
+    cell: Callable[[Row, Colours, bool], Text]
+    order: Callable[[Row], Order]
+    largest_first: bool = False
+    wide: bool = False
+    right: bool = False
+
+
+def colours_of(snapshot: Snapshot) -> Colours:
+    """One a serving, in the order of names."""
+    keys = sorted({each.key for each in snapshot.servings} | {e.serving for row in snapshot.gpus for e in row.engines})
+    return {key: cells.COLOURS[number % len(cells.COLOURS)] for number, key in enumerate(keys)}
+
+
+def columns(table: Sequence[Column[Row]], wide: bool) -> list[Column[Row]]:
+    return [each for each in table if wide or not each.wide]
+
+
+def arranged(rows: Iterable[Row], column: Column[Row] | None, *, other_way: bool = False) -> list[Row]:
+    """Sorted by a column; None leaves them in the order of their names. Unknown values stay at the end."""
+    if column is None:
+        return list(rows)
+    turned = column.largest_first is not other_way
+    known = [each for each in rows if not column.order(each)[0]]
+    unknown = [each for each in rows if column.order(each)[0]]
+    return sorted(known, key=lambda each: column.order(each)[1], reverse=turned) + unknown
+
+
+def matches(row: PoolRow | GpuRow | ServingRow, words: str) -> bool:
+    """Whether every word is somewhere in the row's names."""
+    return all(word in _names(row).lower() for word in words.lower().split())
+
+
+def _names(row: PoolRow | GpuRow | ServingRow) -> str:
+    if isinstance(row, PoolRow):
+        return row.name
+    if isinstance(row, GpuRow):
+        return " ".join((row.pool, row.node, row.uuid, row.kind, *(str(each.serving) for each in row.engines)))
+    return f"{row.key} {row.pool} {row.mode} {row.reason}"
+
+
+def _word(text: str) -> Order:
+    return (not text, text)
+
+
+def _number(value: float | None) -> Order:
+    return (value is None, 0.0 if value is None else value)
+
+
+def _count(value: int | None) -> Text:
+    return cells.none() if value is None else Text(str(value))
+
+
+def _dram(row: GpuRow, _: Colours, wide: bool) -> Text:
+    if row.dram_active is None:
+        return cells.none()
+    text = cells.gauge(row.dram_active, 16 if wide else 8, row.attainable)
+    told = cells.share_of(row.dram_active, row.attainable)
+    return text.append(f" {told}" + (f" at {cells.clock(row.dram_at)}" if row.dram_at is not None else ""),
+                       style="dim" if row.dram_at is not None else "")  # fmt: skip
+
+
+def _saturation(row: GpuRow) -> float | None:
+    if row.dram_active is None:
+        return None
+    return row.dram_active / row.attainable if row.attainable else row.dram_active
+
+
+def _memory(row: GpuRow, colours: Colours, wide: bool) -> Text:
+    if row.memory is None:
+        return cells.none()
+    parts = [(float(each.memory or 0), colours.get(each.serving, "white")) for each in row.engines]
+    text = cells.segments(parts, row.memory, 24 if wide else 8)
+    taken = row.memory_used if row.memory_used is not None else sum(each.memory or 0 for each in row.engines)
+    return text.append(f" {cells.memory_of(taken, row.memory)}", style="" if row.memory_used is not None else "dim")
+
+
+def _engines(row: GpuRow, colours: Colours, _: bool) -> Text:
+    if not row.engines:
+        return Text("free", style="dim")
+    counted = Counter(each.serving for each in row.engines)
+    away = sum(each.phase != "Ready" for each in row.engines)
+    parts = [Text(f"{count} {key.name}", style=colours.get(key, "")) for key, count in sorted(counted.items())]
+    text = Text(", ").join(parts)
+    return text.append(f" ({away} not ready)", style="dim") if away else text
+
+
+def _shape(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+    if row.max_num_seqs is None or row.kv_bytes is None:
+        return cells.none()
+    return Text(f"{row.max_num_seqs} x {gibibytes(row.kv_bytes):.1f} GiB")
+
+
+def _ready(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+    if row.mode == "Advise":
+        return Text("advice", style="dim")
+    if row.ready is None:
+        return cells.none()
+    planned = row.ready if row.planned is None else row.planned
+    return Text(f"{row.ready} of {planned}", style="" if row.ready >= planned else "yellow")
+
+
+def _decision(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+    if not row.reason:
+        return cells.none()
+    return Text(row.reason, style="red" if row.slo_met == "False" else "")
+
+
+def _problem(row: PoolRow, _colours: Colours, _wide: bool) -> Text:
+    return Text(row.problem, style="yellow") if row.problem else Text("decides", style="green")
+
+
+POOLS: tuple[Column[PoolRow], ...] = (
+    Column(title="GpuPool", cell=lambda row, *_: Text(row.name), order=lambda row: _word(row.name)),
+    Column(title="GPUs", cell=lambda row, *_: _count(row.gpus), order=lambda row: _number(row.gpus), right=True,
+           largest_first=True),
+    Column(title="in use", cell=lambda row, *_: _count(row.gpus_in_use), order=lambda row: _number(row.gpus_in_use),
+           right=True, largest_first=True),
+    Column(title="replicas", cell=lambda row, *_: _count(row.replicas), order=lambda row: _number(row.replicas),
+           right=True, largest_first=True),
+    Column(title="servings", cell=lambda row, *_: _count(row.servings), order=lambda row: _number(row.servings),
+           right=True, largest_first=True),
+    Column(title="state", cell=_problem, order=lambda row: _word(row.problem)),
+)  # fmt: skip
+
+GPUS: tuple[Column[GpuRow], ...] = (
+    Column(title="GPU", cell=lambda row, *_: Text(place(row.uuid)), order=lambda row: _word(row.uuid)),
+    Column(title="node", cell=lambda row, *_: Text(row.node or cells.NONE), order=lambda row: _word(row.node),
+           wide=True),
+    Column(title="kind", cell=lambda row, *_: Text(row.kind or cells.NONE), order=lambda row: _word(row.kind),
+           wide=True),
+    Column(title="DRAM active", cell=_dram, order=lambda row: _number(_saturation(row)), largest_first=True),
+    Column(title="memory by replica", cell=_memory, order=lambda row: _number(row.memory_used), largest_first=True),
+    Column(title="engines", cell=_engines, order=lambda row: _number(len(row.engines)), largest_first=True),
+    Column(
+        title="tok/s", right=True, largest_first=True, order=lambda row: _number(row.tokens_per_second),
+        cell=lambda row, *_: cells.none()
+        if row.tokens_per_second is None
+        else Text(f"{row.tokens_per_second:,.0f}"),
+    ),
+    Column(
+        title="power", right=True, largest_first=True, wide=True, order=lambda row: _number(row.power),
+        cell=lambda row, *_: cells.none() if row.power is None else Text(f"{row.power:.0f} W"),
+    ),
+)  # fmt: skip
+
+SERVINGS: tuple[Column[ServingRow], ...] = (
+    Column(title="ModelServing", cell=lambda row, colours, _: Text(str(row.key), style=colours.get(row.key, "")),
+           order=lambda row: _word(str(row.key))),
+    Column(title="ready", cell=_ready, order=lambda row: _number(row.ready), largest_first=True),
+    Column(
+        title="load", right=True, largest_first=True, order=lambda row: _number(row.requests_per_second),
+        cell=lambda row, *_: cells.none()
+        if row.requests_per_second is None
+        else Text(f"{row.requests_per_second:.1f}/s"),
+    ),
+    Column(
+        title="ITL ms", largest_first=True,
+        cell=lambda row, *_: cells.against(row.itl, row.itl_slo, 1),
+        order=lambda row: _number(None if row.itl is None else row.itl / (row.itl_slo or 1.0)),
+    ),
+    Column(
+        title="TTFT ms", largest_first=True,
+        cell=lambda row, *_: cells.against(row.ttft, row.ttft_slo, 0),
+        order=lambda row: _number(None if row.ttft is None else row.ttft / (row.ttft_slo or 1.0)),
+    ),
+    Column(title="of", cell=lambda row, *_: Text(row.statistic, style="dim"),
+           order=lambda row: _word(row.statistic), wide=True),
+    Column(title="batch x KV", cell=_shape, order=lambda row: _number(row.max_num_seqs), wide=True),
+    Column(title="last decision", cell=_decision, order=lambda row: _word(row.reason)),
+    Column(title="at", cell=lambda row, *_: Text(cells.clock(row.decided_at), style="dim"),
+           order=lambda row: _number(row.decided_at), largest_first=True),
+)  # fmt: skip
+
+
+def headline(snapshot: Snapshot) -> Text:
+    """One line of everything."""
+    in_use = sum(bool(each.engines) for each in snapshot.gpus)
+    gpus = [each.gpus for each in snapshot.pools if each.gpus is not None]
+    engines = sum(len(each.engines) for each in snapshot.gpus)
+    ready = sum(each.ready or 0 for each in snapshot.servings)
+    missed = sum(each.slo_met == "False" for each in snapshot.servings)
+    text = Text(
+        f"{in_use} of {cells.counted(sum(gpus) if gpus else len(snapshot.gpus), 'GPU')} in use, "
+        f"{cells.counted(engines, 'engine')} planned, {ready} ready, {cells.counted(len(snapshot.servings), 'serving')}"
+    )
+    return text.append(f", {cells.counted(missed, 'missed promise')}", style="red") if missed else text
+
+
+def said(row: PoolRow | GpuRow | ServingRow | None) -> str:
+    """What a row has to say in words."""
+    if isinstance(row, ServingRow):
+        return row.message or "gpupack has not decided on it yet"
+    if isinstance(row, GpuRow):
+        where = ", ".join(part for part in (row.uuid, row.kind, row.node) if part)
+        return "; ".join([where, *(
+            f"{each.serving} {each.phase}, batch {each.shape.max_num_seqs}"
+            + ("" if each.memory is None else f", {gibibytes(each.memory):.1f} GiB")
+            for each in row.engines
+        )])  # fmt: skip
+    return "" if row is None else row.problem
+
+
+def drawn(snapshot: Snapshot, console: Console) -> RenderableType:
+    """All of it at once, for a print."""
+    colours, wide = colours_of(snapshot), console.width >= WIDE
+    parts: list[RenderableType] = [headline(snapshot), ""]
+    parts += [_rich(POOLS, snapshot.pools, colours, wide), ""] if snapshot.pools else []
+    parts += [_rich(GPUS, snapshot.gpus, colours, wide), ""] if snapshot.gpus else []
+    parts += [_rich(SERVINGS, snapshot.servings, colours, wide)]
+    parts += [Text(each, style="yellow") for each in (snapshot.problem, snapshot.note) if each]
+    return Group(*parts)
+
+
+def _rich(table: Sequence[Column[Row]], rows: Sequence[Row], colours: Colours, wide: bool) -> Table:
+    shown = columns(table, wide)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for each in shown:
+        made.add_column(each.title, justify="right" if each.right else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(each.cell(row, colours, wide) for each in shown))
+    return made
