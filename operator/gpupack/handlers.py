@@ -27,6 +27,8 @@ from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
 from gpupack import catalog
+from gpupack.decide import learning
+from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind
@@ -35,9 +37,9 @@ from gpupack.facts.observation import Observation, Phase, ReplicaSeen
 from gpupack.facts.policy import Policy
 from gpupack.facts.running import RunningEngine
 from gpupack.kube import labels
-from gpupack.kube.api import Api, Conflict, configuration_of
+from gpupack.kube.api import Api, ApiError, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
-from gpupack.kube.perform import Performer, carry_out, commit_orphan
+from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
@@ -107,6 +109,17 @@ def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[Expor
     ]
 
 
+async def keep_learnt(api: Api, learnt: Learning, observation: Observation) -> Learning:
+    """Writes what is due of it. What the API server refuses is asked for again when the next is due."""
+    for belief in learning.due(learnt, observation):
+        try:
+            await keep(api, belief)
+        except ApiError as refused:
+            log.warning("what was learnt was not written: %s", refused, extra={"profile": belief.key.name})
+        learnt = learning.wrote(learnt, belief)
+    return learnt
+
+
 class Rhythm:
     """The regular ticks of a pool. Those that something stirred come between them and do not put them off.
 
@@ -144,6 +157,7 @@ class PoolTask:
         self._clock = clock
         self._rhythm = Rhythm()
         self._look_again: tuple[str, ...] = ()
+        self._learning = Learning()
         self._watched_since: Seconds | None = None
         self._stopping = False
 
@@ -224,7 +238,7 @@ class PoolTask:
         )
         started = time.monotonic()
         # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
-        outcome = await asyncio.to_thread(self._reconcile, observation)
+        outcome = await asyncio.to_thread(self._decide, observation)
         self._look_again = outcome.look_again
         self._telemetry.decided(
             self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
@@ -234,9 +248,14 @@ class PoolTask:
         committed, done = await carry_out(self._api, self._performer, scene, outcome, now)
         for performed in done:
             self._telemetry.acted(type(performed.action).__name__, refused=performed.problem is not None)
+        self._learning = await keep_learnt(self._api, self._learning, observation)
         if committed.wrote_pool:
             await self._read_back(scene.pool.resource_version)
         return self._rhythm.rest(began, policy.tick, outcome.wake_in)
+
+    def _decide(self, observation: Observation) -> Outcome:
+        self._learning = learning.learn(observation, self._learning)
+        return self._reconcile(observation)
 
     async def _read_back(self, seen: str) -> None:
         """Waits until the mirror shows the pool as it was written."""

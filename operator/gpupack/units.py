@@ -35,6 +35,10 @@ def seconds_from_microseconds(value: float) -> Seconds:
     return Seconds(value / 1_000_000.0)
 
 
+def microseconds(value: Seconds | float) -> float:
+    return float(value) * 1_000_000.0
+
+
 def milliseconds(value: Seconds | float) -> float:
     return float(value) * 1000.0
 

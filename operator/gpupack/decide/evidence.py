@@ -32,7 +32,8 @@ class Seen:
 
     `tokens_per_second` is what they generated together, `finished` how many requests they ended, `waiting` the fewest
     that any scrape found waiting at one of them (None where nobody counts them). Latencies are None where nothing was
-    there to be measured, `seconds` is the longest of their windows.
+    there to be measured, `seconds` is the longest of their windows. `preemptions`, `steps` and `read_bytes` are sums a
+    second of all of them, None where one does not tell.
     """
 
     kin: Kin
@@ -48,6 +49,9 @@ class Seen:
     itl_p95: Seconds | None
     ttft: Seconds | None
     waiting: float | None
+    preemptions: PerSecond | None = None
+    steps: PerSecond | None = None
+    read_bytes: float | None = None
 
     @property
     def waited(self) -> bool:
@@ -108,21 +112,24 @@ def seen_of(board: Board, kin: Kin, placements: Sequence[Placement]) -> Seen | M
         itl_p95=None if itl_p95 is None else Seconds(itl_p95),
         ttft=None if ttft is None else Seconds(ttft),
         waiting=min(known) if known and len(known) == len(waiting) else None,
+        preemptions=_sum(each.preemptions for each in windows),
+        steps=_sum(each.steps for each in windows),
+        read_bytes=_sum(each.read_bytes for each in windows),
     )
 
 
 def at_its_batches(board: Board, kind: GpuKind, seen: Sequence[Seen]) -> tuple[Seconds, ...]:
     """The inter-token latency of each kin by the model, with the batches that ran."""
-    groups = tuple(_group(board, kind, each, None) for each in seen)
-    return sharing.itl_at(kind, groups, tuple(each.running for each in seen), _how(seen))
+    groups = tuple(group_of(board, kind, each, None) for each in seen)
+    return sharing.itl_at(kind, groups, tuple(each.running for each in seen), how(seen))
 
 
 def under_its_arrivals(board: Board, kind: GpuKind, seen: Sequence[Seen]) -> GpuPrediction:
     """The GPU by the model, with the requests that came."""
     groups = tuple(
-        _group(board, kind, each, PerSecond(max(each.arrivals, 1e-6) * each.engines)) for each in seen
+        group_of(board, kind, each, PerSecond(max(each.arrivals, 1e-6) * each.engines)) for each in seen
     )  # fmt: skip
-    return sharing.predict(kind, groups, _how(seen))
+    return sharing.predict(kind, groups, how(seen))
 
 
 def standing(board: Board, uuid: str) -> tuple[Standing, ...]:
@@ -152,7 +159,8 @@ def mix_before(board: Board, before: Iterable[Standing]) -> Mix:
     return tuple(sorted(counts.items(), key=lambda each: each[0].order))
 
 
-def _group(board: Board, kind: GpuKind, seen: Seen, rate: PerSecond | None) -> EngineGroup:
+def group_of(board: Board, kind: GpuKind, seen: Seen, rate: PerSecond | None) -> EngineGroup:
+    """These engines as the model is asked about them: with the window's own lengths."""
     serving = board.facts.servings[seen.kin.serving]
     spread = board.prospects.lengths[seen.kin.serving]
     return EngineGroup(
@@ -166,7 +174,8 @@ def _group(board: Board, kind: GpuKind, seen: Seen, rate: PerSecond | None) -> E
     )
 
 
-def _how(seen: Sequence[Seen]) -> Sharing:
+def how(seen: Sequence[Seen]) -> Sharing:
+    """What engines on one GPU do with it."""
     return Sharing.EXCLUSIVE if sum(each.engines for each in seen) == 1 else Sharing.MPS
 
 
@@ -206,6 +215,16 @@ def _mean(windows: Iterable[Traffic], values: Iterable[Known]) -> float | None:
             weight += _number(window.finished)
             total += _number(window.finished) * value
     return total / weight if weight > 0 else None
+
+
+def _sum(values: Iterable[Known]) -> PerSecond | None:
+    """None where one is missing."""
+    total = 0.0
+    for value in values:
+        if isinstance(value, Missing):
+            return None
+        total += value
+    return PerSecond(total)
 
 
 def _number(known: Known) -> float:

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from gpupack.facts.belief import Belief, BeliefKey
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Missing, Phase
 from gpupack.facts.serving import Lengths, Profile, Serving, ServingKey, Shape, Sharing
-from gpupack.perf import calibration, memory, sharing
+from gpupack.perf import calibration, learning, memory, sharing
 from gpupack.perf.prediction import Coefficients, EngineGroup, GpuPrediction
 from gpupack.units import Bytes, PerSecond
 
@@ -213,8 +214,33 @@ class Prospects:
 
 
 def coefficients_of(serving: Serving, kind: GpuKind) -> Coefficients:
+    """What live load has taught and is written down, else what was known before."""
+    belief = belief_of(serving, kind)
+    prior = prior_of(serving, kind)
+    return prior if belief is None else _learnt(prior, serving.llm, belief)
+
+
+def prior_of(serving: Serving, kind: GpuKind) -> Coefficients:
     """Those of the engine version, moved to the serving's own profile where it was measured on this kind of GPU."""
     return _coefficients(serving.llm, serving.dtype, serving.engine_version, serving.profile, kind)
+
+
+def belief_of(serving: Serving, kind: GpuKind) -> Belief | None:
+    """What is written of this model on that kind of GPU."""
+    key = belief_key(serving, kind)
+    return next((each for each in serving.learned if each.key == key), None)
+
+
+def belief_key(serving: Serving, kind: GpuKind) -> BeliefKey:
+    return BeliefKey(
+        namespace=serving.key.namespace, model=serving.llm.name, gpu_kind=kind.name,
+        engine_version=serving.engine_version,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _learnt(prior: Coefficients, llm: Llm, belief: Belief) -> Coefficients:
+    return learning.as_learnt(prior, llm, belief)
 
 
 @lru_cache(maxsize=1024)

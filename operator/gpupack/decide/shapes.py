@@ -1,8 +1,8 @@
 """Which shape the replicas of a serving have on each kind of GPU: asked once, kept, and asked anew for a reason.
 
 An engine's shape cannot change while it runs, so a new one restarts every replica. It is asked at once when what the
-user declared has changed, and on live lengths only for a gain that has held for long, at most once an hour. What runs
-when the plan was lost keeps its shape.
+user declared has changed, and on live lengths or what was learnt only for a gain that has held for long, at most once an
+hour. What runs when the plan was lost keeps its shape.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from gpupack.decide.advise import Advice, advise
 from gpupack.decide.pack import itl_of, sharing_of
-from gpupack.decide.prospect import Kin, Prospects, coefficients_of
+from gpupack.decide.prospect import Kin, Prospects, belief_of, coefficients_of
 from gpupack.decide.question import Question
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
@@ -108,10 +108,11 @@ def _advice(serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, len
 def _reconsidered(
     old: ChosenShape, serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, prospects: Prospects
 ) -> ChosenShape:
-    """The same shape, or another one when live lengths have promised enough for long enough."""
+    """The same shape, or another one when live lengths, or what was learnt, have promised enough for long enough."""
     policy, lengths = facts.policy, prospects.lengths[serving.key]
     settled = old if old.better_since is None else replace(old, better_since=None)
-    if lengths == serving.lengths or facts.at - old.chosen_at < policy.shape_interval:
+    as_asked = lengths == serving.lengths and belief_of(serving, kind) is None
+    if as_asked or facts.at - old.chosen_at < policy.shape_interval:
         return settled
     advice = _advice(serving, sharing, kind, facts, lengths)
     if advice.shape == old.shape or not advice.fits:

@@ -40,6 +40,7 @@ V = TypeVar("V")
 Known = float | Missing
 """A number in its base unit that may be used, or why there is none."""
 UNCOUNTED = Missing(cause=Cause.NO_SERIES, origin="waiting")
+UNTOLD = Missing(cause=Cause.NO_SERIES, origin="engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,9 @@ class Traffic:
     inside_least: Known
     inside_most: Known
     waiting_least: Known = UNCOUNTED
+    preemptions: Known = UNTOLD
+    steps: Known = UNTOLD
+    read_bytes: Known = UNTOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +238,9 @@ def _traffic(window: EngineWindow, at: Seconds, limit: float) -> Traffic:
         inside_least=_known(window.inside_least, at, limit),
         inside_most=_known(window.inside_most, at, limit),
         waiting_least=_known(window.waiting_least, at, limit),
+        preemptions=_known(window.preemptions, at, limit),
+        steps=_known(window.steps, at, limit),
+        read_bytes=_known(window.read_bytes, at, limit),
     )
 
 

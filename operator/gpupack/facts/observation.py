@@ -99,7 +99,8 @@ class EngineWindow:
     """One engine over the last `seconds`: differences of its own counters. Rates are a second.
 
     `inside_least` and `inside_most` are the fewest and most requests that any scrape found running or waiting: clients
-    that wait for their answer before they ask again keep them equal.
+    that wait for their answer before they ask again keep them equal. `steps` are those in which a token was made, and
+    `read_bytes` what the engine itself counts that it read.
     """
 
     seconds: Seconds
@@ -118,6 +119,8 @@ class EngineWindow:
     waiting_least: Measured
     inside_least: Measured = Missing(cause=Cause.NO_SERIES, origin="inside")
     inside_most: Measured = Missing(cause=Cause.NO_SERIES, origin="inside")
+    steps: Measured = Missing(cause=Cause.NO_SERIES, origin="steps")
+    read_bytes: Measured = Missing(cause=Cause.NO_SERIES, origin="read bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpupack.facts.belief import Belief
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.units import Bytes, PerSecond, Ratio, Seconds
 
@@ -147,7 +148,8 @@ class Profile:
 class Serving:
     """A valid ModelServing. `template_hash` covers everything of the pod that is not the shape (image, args, env).
 
-    `observes`: it is about engines that gpupack did not start, and starts none.
+    `observes`: it is about engines that gpupack did not start, and starts none. `learned` is what live load has taught
+    of its model and engine version, by kind of GPU, as it is written in the cluster.
     """
 
     key: ServingKey
@@ -170,3 +172,4 @@ class Serving:
     mode: Mode
     profile: Profile | None = None
     observes: bool = False
+    learned: tuple[Belief, ...] = ()

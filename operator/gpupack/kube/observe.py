@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gpupack.errors import Invalid
+from gpupack.facts.belief import Belief
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     ClaimSeen,
@@ -218,7 +219,9 @@ class Mirrors:
     ) -> None:
         self._lookups = lookups
 
-        def profile(obj: Mapping[str, Any]) -> Profile | Invalid:
+        def profile(obj: Mapping[str, Any]) -> Profile | Belief | Invalid | None:
+            if (belief := profile_resource.belief_of(obj)) is not None or "points" not in obj["spec"]:
+                return belief
             try:
                 return profile_resource.profile_of(obj, gpu_by_name=lookups.gpu_by_name)
             except Invalid as invalid:
@@ -240,7 +243,7 @@ class Mirrors:
 
         self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
         self.servings: Mirror[ServingResource] = mirror("modelservings", SERVINGS, serving)
-        self.profiles: Mirror[Profile | Invalid] = mirror("modelprofiles", PROFILES, profile)
+        self.profiles: Mirror[Profile | Belief | Invalid] = mirror("modelprofiles", PROFILES, profile)
         self.pods: Mirror[PodRecord] = mirror("pods", "/api/v1/pods", pod_record, matters=_is_worth_a_tick)
         self.nodes: Mirror[NodeRecord] = mirror("nodes", "/api/v1/nodes", node_resource.node_of)
         self.slices: Mirror[SliceSeen] = mirror(
@@ -297,7 +300,18 @@ class Mirrors:
         found = self.profiles.get(namespace, name)
         if isinstance(found, Invalid):
             raise found
+        if isinstance(found, Belief):
+            raise Invalid("spec.profileRef.name", f"{name} is what gpupack has learnt itself", "leave it out")
         return found
+
+    def learned(self, serving: Serving) -> tuple[Belief, ...]:
+        """What is written of its model and engine version in its namespace, by kind of GPU."""
+        wanted = (serving.key.namespace, serving.llm.name, serving.engine_version)
+        return tuple(
+            each
+            for each in self.profiles.all()
+            if isinstance(each, Belief) and (each.key.namespace, each.key.model, each.key.engine_version) == wanted
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +384,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     neighbours = [pod.replica for pod in pods if pod.replica is not None and pod.pool != name]
     resources = {each.key: each for each in mirrors.servings.all() if each.pool == name and not each.deleting}
     found = [serving_of(each, profile_of=mirrors.profile) for each in resources.values()]
-    servings = tuple(each for each in found if isinstance(each, Serving))
+    servings = tuple(replace(each, learned=mirrors.learned(each)) for each in found if isinstance(each, Serving))
     on_nodes = {gpu.node for gpu in gpus}
     return Scene(
         pool=pool,

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from gpupack.facts.belief import Belief
 from gpupack.facts.serving import Serving, ServingKey
-from gpupack.kube import labels, manifests
+from gpupack.kube import labels, manifests, profile_resource
 from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
 from gpupack.kube.conditions import conditions_to_list
 from gpupack.kube.observe import POOLS, Scene
@@ -73,8 +74,9 @@ async def commit(api: Api, scene: Scene, outcome: Outcome, now: Seconds) -> Comm
         body = _with_status("GpuPool", {"name": pool.name}, pool.uid, status, pool.resource_version)
         await api.apply(f"{POOLS}/{pool.name}/status", body)
     gate = asyncio.Semaphore(WRITES_AT_ONCE)
-    writes = (_write_serving_status(api, scene, each, now, gate) for each in outcome.serving_statuses)
-    written = await asyncio.gather(*writes, return_exceptions=True)
+    news = [(each, wanted) for each in outcome.serving_statuses if (wanted := _news(scene, each, now)) is not None]
+    writes = (_write_serving_status(api, each, wanted, gate) for each, wanted in news)
+    written = await asyncio.gather(*writes, return_exceptions=True) if news else []
     for problem in written:
         if isinstance(problem, BaseException):
             raise problem
@@ -114,15 +116,16 @@ def _acts(outcome: Outcome) -> bool:
     return any(not isinstance(action, Tell) for action in outcome.actions)
 
 
-async def _write_serving_status(
-    api: Api, scene: Scene, status: ServingStatus, now: Seconds, gate: asyncio.Semaphore
-) -> bool:
+def _news(scene: Scene, status: ServingStatus, now: Seconds) -> Json | None:
+    """The status as it should stand; None where it does already, or the serving is gone."""
     resource = scene.resources.get(status.serving)
     if resource is None or resource.uid != status.uid:
-        return False
+        return None
     wanted = serving_status_to_dict(status, resource.status, now=now)
-    if _same(wanted, resource.status):
-        return False
+    return None if _same(wanted, resource.status) else wanted
+
+
+async def _write_serving_status(api: Api, status: ServingStatus, wanted: Json, gate: asyncio.Semaphore) -> bool:
     async with gate:
         try:
             await _apply_serving_status(api, status.serving, status.uid, wanted)
@@ -282,6 +285,24 @@ async def carry_out(
     """
     committed = await commit(api, scene, outcome, now)
     return committed, await performer.perform(scene, outcome.actions, now)
+
+
+async def keep(api: Api, belief: Belief) -> None:
+    """Writes what was learnt into its own ModelProfile, and makes that first where there is none.
+
+    Raises Unavailable if the API does not answer, ApiError if it refuses.
+    """
+    key = belief.key
+    path = f"{_custom(key.namespace, 'modelprofiles')}/{key.name}"
+    body = profile_resource.learned_profile(belief)
+    status = {**body, "metadata": {"name": key.name, "namespace": key.namespace},
+              "status": profile_resource.belief_to_dict(belief)}  # fmt: skip
+    del status["spec"]
+    try:
+        await api.apply(f"{path}/status", status)
+    except NotFound:
+        await api.apply(path, body)
+        await api.apply(f"{path}/status", status)
 
 
 def subject_of(action: Action) -> str:

@@ -81,6 +81,8 @@ class EnginePage:
     itl: Histogram | None
     input_length: Histogram | None
     output_length: Histogram | None
+    step_tokens: Histogram | None = None
+    read_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,8 @@ def parse_engine(page: bytes) -> EnginePage:
         itl=histogram(Quantity.ITL),
         input_length=histogram(Quantity.INPUT_LENGTH),
         output_length=histogram(Quantity.OUTPUT_LENGTH),
+        step_tokens=histogram(Quantity.STEP_TOKENS),
+        read_bytes=number(Quantity.READ_BYTES),
     )
 
 

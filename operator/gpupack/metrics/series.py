@@ -48,6 +48,8 @@ class Quantity(StrEnum):
     ITL = "itl"
     INPUT_LENGTH = "input_length"
     OUTPUT_LENGTH = "output_length"
+    STEP_TOKENS = "step_tokens"
+    READ_BYTES = "read_bytes"
     DRAM_ACTIVE = "dram_active"
     FB_USED = "fb_used"
     POWER = "power"
@@ -143,6 +145,16 @@ TABLE: tuple[Series, ...] = (
         quantity=Quantity.OUTPUT_LENGTH, exporter=Exporter.VLLM, kind=Kind.HISTOGRAM, unit="tokens",
         names=_names("vllm:request_generation_tokens"), source=_LOGGERS,
         meaning="Generated length of finished requests.",
+    ),
+    Series(
+        quantity=Quantity.STEP_TOKENS, exporter=Exporter.VLLM, kind=Kind.HISTOGRAM, unit="tokens",
+        names=_names("vllm:iteration_tokens_total"), source=_LOGGERS,
+        meaning="Tokens of a step, a histogram despite its name: its count is that of the steps.",
+    ),
+    Series(
+        quantity=Quantity.READ_BYTES, exporter=Exporter.VLLM, kind=Kind.COUNTER, unit="bytes",
+        names=_names("vllm:estimated_read_bytes_per_gpu_total"), source=f"{_LOGGERS}, with --enable-mfu-metrics",
+        meaning="Bytes that this engine read, counted from weights and contexts; the only one by replica.",
     ),
     Series(
         quantity=Quantity.DRAM_ACTIVE, exporter=Exporter.DCGM, kind=Kind.GAUGE, unit="ratio", across=Across.MAX,

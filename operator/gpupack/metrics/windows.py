@@ -176,8 +176,10 @@ class EngineHistory:
     def _windows_of(self, timing: Timing) -> tuple[EngineWindow, ...]:
         """Worked out once for every page: a pool that moves looks several times between two scrapes."""
         if self._windows is None or self._windows[0] != timing:
-            self._windows = timing, tuple(self._window(length, timing.period) for length in timing.windows)
-            self._judged = None if timing.judged is None else self._window(timing.judged, timing.period)
+            lengths = {*timing.windows, *(() if timing.judged is None else (timing.judged,))}
+            found = {length: self._window(length, timing.period) for length in lengths}
+            self._windows = timing, tuple(found[length] for length in timing.windows)
+            self._judged = None if timing.judged is None else found[timing.judged]
         return self._windows[1]
 
     def _window(self, length: float, period: float) -> EngineWindow:
@@ -232,6 +234,8 @@ class EngineHistory:
             waiting_least=reading(_least([waiting for *_, waiting in load]), at, Quantity.WAITING),
             inside_least=reading(None if unknown else min(inside), at, Quantity.RUNNING),
             inside_most=reading(None if unknown else max(inside), at, Quantity.RUNNING),
+            steps=rate(Quantity.STEP_TOKENS, lambda page: None if page.step_tokens is None else page.step_tokens.count),
+            read_bytes=rate(Quantity.READ_BYTES, lambda page: page.read_bytes),
         )
 
     def _forget(self, at: float, timing: Timing) -> None:
@@ -356,6 +360,8 @@ def _empty_window(span: float, cause: Cause) -> EngineWindow:
         waiting_least=missing(Quantity.WAITING),
         inside_least=missing(Quantity.RUNNING),
         inside_most=missing(Quantity.RUNNING),
+        steps=missing(Quantity.STEP_TOKENS),
+        read_bytes=missing(Quantity.READ_BYTES),
     )
 
 

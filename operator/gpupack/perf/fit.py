@@ -37,6 +37,8 @@ class Free(Enum):
     PREFILL_SEQUENCE = ("host_per_prefill_sequence",)
     KV_READ = ("kv_read_efficiency",)
     INGEST = ("ingest_per_request",)
+    EAGER = ("eager_per_layer",)
+    GEMM = ("gemm_efficiency",)
 
 
 ONLINE_RUNS = (Free.OVERHEAD, Free.SEQUENCE, Free.PREFILL_SEQUENCE)

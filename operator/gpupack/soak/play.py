@@ -121,7 +121,7 @@ class _Game:
         self._rates = {key: wish.rate for key, wish in self._wishes.items()}
         self._pages = _Pages(self.cluster, world.absent)
         self.rules = Rules(self.server, self.cluster, self._pages.blind_for)
-        self._feeds = {name: Feed() for name in WATCHED}
+        self._feeds = {name: Feed() for name in (*WATCHED, "modelprofiles")}
         self._api = ModelApi(self.server, self.rules.before_write)
         self._process: Process | None = None
         self._back_at = 0

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gpupack import catalog
+from gpupack.decide.learning import Learning, learn
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Cause, Observation
-from gpupack.handlers import engine_targets, timing_of
+from gpupack.handlers import engine_targets, keep_learnt, timing_of
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
@@ -177,6 +178,7 @@ class Process:
         self._mirrors = Mirrors(api, LOOKUPS, lambda: None, clock=clock)
         self._performer = Performer(api, "soak")
         self._scraped = _Scraped()
+        self._learning = Learning()
         for feed in feeds.values():
             feed.lists = True
 
@@ -197,11 +199,13 @@ class Process:
 
     def _look(self, loop: asyncio.AbstractEventLoop, scene: Scene, wall: float) -> tuple[Look, bool]:
         observation = self._observe(scene, wall)
+        self._learning = learn(observation, self._learning)
         outcome = self._reconcile(observation)
         try:
             committed, done = loop.run_until_complete(
                 carry_out(self._api, self._performer, scene, outcome, observation.at)
             )
+            self._learning = loop.run_until_complete(keep_learnt(self._api, self._learning, observation))
         except Unavailable as problem:  # a Conflict is one
             return Look(observation=observation, outcome=outcome, problem=problem), isinstance(problem, Conflict)
         refused = next((each.problem for each in done if each.problem is not None), None)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from gpupack.decide.demand import arrivals
-from gpupack.decide.prospect import live_lengths
+from gpupack.decide.prospect import coefficients_of, live_lengths
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.observation import Missing, Observation, Phase
@@ -19,7 +19,6 @@ from gpupack.facts.serving import Mode, ScalingMode, Serving, ServingKey, Sharin
 from gpupack.kube import labels
 from gpupack.kube.pool_resource import plan_of
 from gpupack.perf import sharing
-from gpupack.perf.calibration import coefficients
 from gpupack.perf.prediction import EngineGroup
 from gpupack.plan import Outcome, Step
 from gpupack.soak.process import Look
@@ -89,7 +88,7 @@ class Rules:
 
     def before_write(self, verb: str, path: str, body: Json | None) -> None:
         key, subresource = parse(path)
-        if verb != "list" and subresource != "status" and key.resource != "events":
+        if verb != "list" and subresource != "status" and key.resource not in ("events", "modelprofiles"):
             self._acted = True
         if key.resource != "pods" or subresource or verb == "list":
             return
@@ -218,7 +217,7 @@ class Rules:
                     llm=serving.llm, dtype=serving.dtype, shape=shape, replicas=count,
                     lengths=live_lengths(serving, facts) or serving.lengths,
                     request_rate=None if each_rate is None else PerSecond(each_rate),
-                    coefficients=coefficients(serving.engine_version),
+                    coefficients=coefficients_of(serving, gpu.kind),
                 ))
             )  # fmt: skip
         answer = sharing.predict(gpu.kind, tuple(group for _, group in groups), Sharing.MPS)
