@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,20 +18,14 @@ from pathlib import Path
 from gpupack.cli.files import read_text
 from gpupack.errors import Invalid
 from gpupack.facts.serving import Lengths, Profile, ProfilePoint
-from gpupack.units import Bytes, Seconds
+from gpupack.profiling.points import point_of
+from gpupack.units import Seconds
 
 _ACCEPTED = (
     "each run gives max_num_seqs, total_tokens_per_second and itl_mean_seconds (or vLLM's max_concurrency, "
     "total_token_throughput, mean_itl_ms); tpot_mean_seconds, kv_peak_bytes, kv_space_bytes, gpu_memory_bytes and "
     "preemptions may follow"
 )
-
-# A value by the names that it goes by, the first that is there counts: name and what makes base units of it. A batch
-# limit that nobody wrote down is the clients' concurrency.
-_LIMIT = (("max_num_seqs", 1.0), ("max-num-seqs", 1.0), ("max_concurrency", 1.0), ("max-concurrency", 1.0))
-_THROUGHPUT = (("total_tokens_per_second", 1.0), ("total_token_throughput", 1.0))
-_ITL = (("itl_mean_seconds", 1.0), ("mean_itl_ms", 1e-3))
-_TPOT = (("tpot_mean_seconds", 1.0), ("mean_tpot_ms", 1e-3))
 
 
 def read_profile(
@@ -56,7 +49,7 @@ def read_points(path: Path, option: str = "--profile") -> tuple[ProfilePoint, ..
     points: dict[int, list[ProfilePoint]] = {}
     for origin, row in _rows(path, option):
         try:
-            point = _point(row)
+            point = point_of(row)
         except ValueError as wrong:
             raise Invalid(option, f"{origin} is not a measured run ({wrong})", _ACCEPTED) from None
         points.setdefault(point.max_num_seqs, []).append(point)
@@ -111,59 +104,6 @@ def _json_rows(text: str, file: Path, option: str) -> list[object]:
             document = document["points"]
         rows += document if isinstance(document, list) else [document]
     return rows
-
-
-def _point(row: Mapping[str, object]) -> ProfilePoint:
-    limit = _needed(row, _LIMIT)
-    tpot = _value(row, _TPOT)
-    if limit != int(limit) or limit < 1:
-        raise ValueError(f"a batch limit of {limit:g}")
-    return ProfilePoint(
-        max_num_seqs=int(limit),
-        total_tokens_per_second=_needed(row, _THROUGHPUT),
-        itl_mean=Seconds(_needed(row, _ITL)),
-        tpot_mean=None if tpot is None or tpot <= 0 else Seconds(tpot),
-        kv_peak_bytes=_bytes(row, "kv_peak_bytes"),
-        kv_space_bytes=_bytes(row, "kv_space_bytes"),
-        gpu_memory_bytes=_bytes(row, "gpu_memory_bytes"),
-        preemptions=_whole(row, "preemptions"),
-    )
-
-
-def _needed(row: Mapping[str, object], names: Sequence[tuple[str, float]]) -> float:
-    value = _value(row, names)
-    if value is None or value <= 0.0:
-        raise ValueError(f"no {names[0][0]} above 0")
-    return value
-
-
-def _value(row: Mapping[str, object], names: Sequence[tuple[str, float]]) -> float | None:
-    """The first of the names that has a value, in base units. Raises ValueError for what is no finite number."""
-    for name, factor in names:
-        given = row.get(name)
-        if given is None or given == "":
-            continue
-        if isinstance(given, bool) or not isinstance(given, (str, int, float)):
-            raise ValueError(f"{name} is {given!r}")
-        value = float(given) * factor
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is {given!r}")
-        return value
-    return None
-
-
-def _whole(row: Mapping[str, object], name: str) -> int | None:
-    value = _value(row, ((name, 1.0),))
-    if value is None:
-        return None
-    if value < 0.0:
-        raise ValueError(f"{name} is {value:g}")
-    return round(value)
-
-
-def _bytes(row: Mapping[str, object], name: str) -> Bytes | None:
-    value = _whole(row, name)
-    return None if value is None else Bytes(value)
 
 
 def _merged(runs: Sequence[ProfilePoint]) -> ProfilePoint:

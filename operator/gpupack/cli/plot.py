@@ -1,4 +1,7 @@
-"""Draws the frontier of (batch, replicas), and figures for pages. Needs matplotlib, which is the extra `plot`."""
+"""Draws the frontier of (batch, replicas), measured profiles, and figures for pages.
+
+Needs matplotlib, which is the extra `plot`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from gpupack.decide.advise import Advice
 from gpupack.decide.frontier import Point
 from gpupack.decide.question import Question
 from gpupack.errors import Invalid
+from gpupack.facts.serving import ProfilePoint
 from gpupack.perf.sharing import statistic_of
 from gpupack.units import milliseconds
 
@@ -78,12 +82,37 @@ def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequen
         axis("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_profile(path: Path, model: str, points: Sequence[ProfilePoint], chosen: int | None) -> None:
+    """Measured throughput and ITL against the batch limit. Raises Invalid where the file cannot be written."""
+    pyplot = drawing()
+    figure, axes = pyplot.subplots(figsize=(8.0, 5.0), layout="constrained")
+    limits = [point.max_num_seqs for point in points]
+    axes.plot(limits, [point.total_tokens_per_second / 1000.0 for point in points], "o-", label="throughput")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(limits, [str(limit) for limit in limits])
+    axes.set_xlabel("batch limit")
+    axes.set_ylabel("thousand tokens a second, in and out")
+    beside = axes.twinx()
+    beside.plot(limits, [milliseconds(point.itl_mean) for point in points], "s--", color="0.4", label="ITL")
+    beside.set_ylabel("ITL mean (ms)")
+    if chosen is not None:
+        axes.axvline(chosen, color="0.5", linestyle=":", label="chosen")
+    axes.set_title(f"{model}: measured")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as wrong:
         raise Invalid("--plot", f"{path} cannot be drawn ({wrong})", "name a .png, .svg or .pdf file") from wrong
     finally:
-        pyplot.close(figure)
+        drawing().close(figure)
 
 
 def _latencies(points: Sequence[Point]) -> list[float]:

@@ -77,9 +77,11 @@ class PodProxy:
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the client has gone, or what it sends is no HTTP: there is nobody to tell
         finally:
-            if pod is not None:
-                await pod.close()
-            await _close(writer)
+            try:
+                if pod is not None:
+                    await pod.close()
+            finally:  # the proxy may end while the pod's side is being closed
+                await _close(writer)
 
     async def _connect(self, address: Address, client: asyncio.StreamWriter) -> _Pod:
         listener = self._table.get(address)

@@ -153,6 +153,18 @@ def fit(
     )
 
 
+def misses(
+    profile: Profile, llm: Llm, gpu: GpuKind, fitted: Coefficients, dtype: Dtype | None = None
+) -> tuple[tuple[Ratio, Ratio], ...]:
+    """How far throughput and ITL of each point are predicted off: predicted over measured, less 1."""
+    stored = dtype or (Dtype.BFLOAT16 if gpu.bfloat16 else Dtype.FLOAT16)
+    found = []
+    for point in profile.points:
+        tokens, itl = _misses(point, profile, llm, stored, gpu, fitted)
+        found.append((Ratio(math.expm1(tokens)), Ratio(math.expm1(itl))))
+    return tuple(found)
+
+
 def _misses(
     point: ProfilePoint, profile: Profile, llm: Llm, dtype: Dtype, gpu: GpuKind, moved: Coefficients
 ) -> tuple[float, float]:

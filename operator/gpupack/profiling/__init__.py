@@ -1,0 +1,1 @@
+"""Measuring a running engine: which points, in which order, by which client, and what they tell."""
