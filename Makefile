@@ -6,7 +6,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := operator tests e2e
+SOURCES := operator charts tests e2e
 LOCK := $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --generate-hashes
 
 .PHONY: help install fmt lint types test verify soak mutation e2e e2e-kill demo controlplane lock clean

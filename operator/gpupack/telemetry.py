@@ -113,6 +113,7 @@ class Telemetry(Collector):
             age.add_metric([name], seconds)
         yield age
         ticks = [self._ticks[pool] for pool in sorted(self._ticks)]
+        yield from _pools(ticks)
         yield from _servings(ticks)
         yield from _gpus(ticks)
         yield from _glances(ticks)
@@ -122,6 +123,21 @@ class Telemetry(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing: the names above are known only when they are collected."""
         return ()
+
+
+def _pools(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    gpus = GaugeMetricFamily("gpupack_gpus", "GPUs of the pool", labels=["pool"])
+    in_use = GaugeMetricFamily("gpupack_gpus_in_use", "GPUs of the pool with replicas in the plan", labels=["pool"])
+    info = GaugeMetricFamily(
+        "gpupack_serving_info", "1 for each ModelServing of the pool", labels=["pool", "namespace", "serving", "model"]
+    )
+    for tick in ticks:
+        pool, status = tick.observation.pool, tick.outcome.pool_status
+        gpus.add_metric([pool], status.gpus)
+        in_use.add_metric([pool], status.gpus_in_use)
+        for each in tick.observation.servings:
+            info.add_metric([pool, each.key.namespace, each.key.name, each.llm.name], 1.0)
+    yield from (gpus, in_use, info)
 
 
 def _servings(ticks: Iterable[Tick]) -> Iterator[Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,10 +39,10 @@ def objects(text: str, kind: str) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all(text) if each and each["kind"] == kind]
 
 
-def without_crds(text: str) -> str:
-    """They are copies of files that stand in crds/; a golden file need not hold them again."""
-    documents = text.split("---\n")
-    return "---\n".join(each for each in documents if "# Source: gpupack/templates/crds.yaml" not in each)
+def without_copies(text: str) -> str:
+    """CRDs and dashboards are copies of files that stand elsewhere; a golden file need not hold them again."""
+    copies = re.compile(r"# Source: gpupack/templates/(crds|dashboards)\.yaml")
+    return "---\n".join(each for each in text.split("---\n") if not copies.search(each))
 
 
 def test_the_chart_is_clean(helm: Path) -> None:
@@ -53,7 +54,7 @@ def test_the_chart_is_clean(helm: Path) -> None:
 def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: Callable[[str, str], None]) -> None:
     known = [f"--api-versions={each}" for each in MONITORING] if values in ("monitored", "with-agent") else []
     text = render(helm, "--values", str(VALUES / f"{values}.yaml"), *known)
-    golden(f"chart/{values}.yaml", without_crds(text))
+    golden(f"chart/{values}.yaml", without_copies(text))
 
 
 def test_the_crds_of_the_chart_are_the_projects_own(helm: Path, request: pytest.FixtureRequest) -> None:
@@ -129,6 +130,17 @@ def test_monitors_and_alerts_come_only_where_their_kinds_are_known(helm: Path) -
     assert [len(objects(known, kind)) for kind in kinds] == [1, 1, 1]
 
 
+def test_the_dashboards_come_as_configmaps_that_grafana_finds_unless_nobody_wants_them(helm: Path) -> None:
+    files = {path.name: path.read_text() for path in (CHART / "files" / "dashboards").glob("*.json")}
+    maps = objects(render(helm), "ConfigMap")
+    shipped = {name: text for each in maps for name, text in each["data"].items()}
+    assert {name: json.loads(text) for name, text in shipped.items()} == {
+        name: json.loads(text) for name, text in files.items()
+    }
+    assert {each["metadata"]["labels"]["grafana_dashboard"] for each in maps} == {"1"}
+    assert not objects(render(helm, "--set", "monitoring.dashboards.create=false"), "ConfigMap")
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
@@ -153,7 +165,7 @@ def test_the_schema_knows_every_value_and_allows_no_other() -> None:
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, value in values.items():
-        if isinstance(value, dict) and value and key not in ("resources",):
+        if isinstance(value, dict) and value and key not in ("resources", "labels"):
             yield from _leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}"

@@ -27,7 +27,7 @@ from gpupack.plan import Outcome, PoolStatus
 from gpupack.telemetry import Telemetry, Tick
 from gpupack.units import Ratio, Seconds
 
-from ..kube.objects import AT, GPU, H100, KEY, SHAPE
+from ..kube.objects import AT, GPU, H100, KEY, SHAPE, model_serving, valid
 
 MISSING = Missing(cause=Cause.NO_SERIES, origin="s")
 WHERE = {"node": "node-a", "gpu": GPU}
@@ -95,6 +95,16 @@ def test_what_was_predicted_stands_beside_what_was_measured() -> None:
     assert value(telemetry, "gpupack_observed_replicas", phase="Ready", **WHO) == 1.0
     assert value(telemetry, "gpupack_planned_replicas", **WHO) == 2.0
     assert value(telemetry, "gpupack_wanted_replicas", **WHO) == 3.0
+
+
+def test_a_pools_size_and_what_belongs_to_it_are_told() -> None:
+    telemetry = Telemetry()
+    seen = tick()
+    mine = valid(model_serving())
+    telemetry.decided("default", replace(seen, observation=replace(seen.observation, servings=(mine,))), 0.01)
+    assert value(telemetry, "gpupack_gpus", pool="default") == 1.0
+    assert value(telemetry, "gpupack_gpus_in_use", pool="default") == 1.0
+    assert value(telemetry, "gpupack_serving_info", pool="default", model=mine.llm.name, **WHO) == 1.0
 
 
 def test_a_measurement_that_is_missing_is_not_shown_as_zero() -> None:
