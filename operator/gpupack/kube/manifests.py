@@ -8,10 +8,11 @@ replica runs, not whether it should.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpupack.facts.engine_args import PORT, engine_args
+from gpupack.facts.llm import Llm
 from gpupack.facts.placement import Placement, gpu_hash
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube import labels
@@ -39,24 +40,8 @@ def pod(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict
     """One replica. Its name is the placement's; the scheduler follows the claim to the GPU's node."""
     placement = start.placement
     assert template.hash == placement.template_hash, f"{placement.name} was planned from another template"
-    own = template.pod
-    metadata = own.get("metadata", {})
-    spec = {
-        "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "enableServiceLinks": False,
-        "automountServiceAccountToken": False,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **own.get("securityContext", {})},
-        "tolerations": [
-            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
-            *own.get("tolerations", ()),
-        ],
-        "resourceClaims": [{"name": CLAIM, "resourceClaimName": claim_name(placement.gpu_uuid, placement.sharing)}],
-        "containers": [_container(start, serving, template)],
-    }
-    for field in ("nodeSelector", "imagePullSecrets", "serviceAccountName", "priorityClassName", "volumes"):
-        if field in own:
-            spec[field] = own[field]
+    metadata = template.pod.get("metadata", {})
+    claim = claim_name(placement.gpu_uuid, placement.sharing)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -67,8 +52,32 @@ def pod(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict
             "annotations": {**metadata.get("annotations", {}), **_pod_annotations(start, serving, template)},
             "ownerReferences": [{**_owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
         },
-        "spec": spec,
+        "spec": engine_spec(arguments(start, serving, template), template, claim),
     }
+
+
+def engine_spec(
+    args: Sequence[str], template: EngineTemplate, claim: str, restart_policy: str = "Always"
+) -> dict[str, Any]:
+    """A pod's spec with one engine on the GPU of that claim; `args` follow `vllm serve`."""
+    own = template.pod
+    spec = {
+        "restartPolicy": restart_policy,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": False,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **own.get("securityContext", {})},
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            *own.get("tolerations", ()),
+        ],
+        "resourceClaims": [{"name": CLAIM, "resourceClaimName": claim}],
+        "containers": [_container(args, template)],
+    }
+    for field in ("nodeSelector", "imagePullSecrets", "serviceAccountName", "priorityClassName", "volumes"):
+        if field in own:
+            spec[field] = own[field]
+    return spec
 
 
 def arguments(start: StartReplica, serving: Serving, template: EngineTemplate) -> list[str]:
@@ -77,9 +86,12 @@ def arguments(start: StartReplica, serving: Serving, template: EngineTemplate) -
         start.placement.shape, start.utilization_hundredths,
         version=template.version, dtype=template.dtype, revision=template.revision, drain=DRAIN,
     )  # fmt: skip
-    # An id of Hugging Face is taken as it was written (the catalog answers to several); a short name is resolved.
-    model = template.model if "/" in template.model else serving.llm.name
-    return [model, *owned, *template.args]
+    return [served_model(template, serving.llm), *owned, *template.args]
+
+
+def served_model(template: EngineTemplate, llm: Llm) -> str:
+    """An id of Hugging Face is taken as it was written (the catalog answers to several); a short name is resolved."""
+    return template.model if "/" in template.model else llm.name
 
 
 def out_of_service(uid: str) -> dict[str, Any]:
@@ -108,17 +120,7 @@ def claim_name(gpu_uuid: str, sharing: Sharing) -> str:
 
 def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[str, Any]:
     """The claim of one GPU, owned by every serving that uses it, so that it goes with the last of them."""
-    request: dict[str, Any] = {
-        "name": CLAIM,
-        "exactly": {
-            "deviceClassName": labels.DEVICE_CLASS,
-            # A device without the attribute must be no match: reading it plainly is an error that blocks the pod on all
-            # nodes.
-            "selectors": [
-                {"cel": {"expression": f"device.attributes['{labels.DRIVER}'].?uuid.orValue('') == '{apply.gpu_uuid}'"}}
-            ],
-        },
-    }
+    request = gpu_request((apply.gpu_uuid,))
     devices: dict[str, Any] = {"requests": [request]}
     if apply.sharing is Sharing.MPS:
         devices["config"] = [{"requests": [CLAIM], "opaque": {"driver": labels.DRIVER, "parameters": _mps_config()}}]
@@ -138,6 +140,17 @@ def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[
             "ownerReferences": [_owner(key, uids[key]) for key in sorted(apply.owners)],
         },
         "spec": {"devices": devices},
+    }
+
+
+def gpu_request(uuids: Sequence[str]) -> dict[str, Any]:
+    """The request of a claim for one of these GPUs, whichever the scheduler finds free."""
+    # A device without the attribute must be no match: reading it plainly is an error that blocks the pod on all nodes.
+    uuid = f"device.attributes['{labels.DRIVER}'].?uuid.orValue('')"
+    wanted = f"{uuid} == '{uuids[0]}'" if len(uuids) == 1 else f"{uuid} in {list(uuids)}"
+    return {
+        "name": CLAIM,
+        "exactly": {"deviceClassName": labels.DEVICE_CLASS, "selectors": [{"cel": {"expression": wanted}}]},
     }
 
 
@@ -169,14 +182,14 @@ def budget(serving: Serving, min_available: int) -> dict[str, Any]:
     }
 
 
-def _container(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict[str, Any]:
+def _container(args: Sequence[str], template: EngineTemplate) -> dict[str, Any]:
     resources = {"cpu": str(template.cpu_cores), "memory": template.memory}
     health = {"httpGet": {"path": "/health", "port": HTTP}, "periodSeconds": PROBE_SECONDS}
     container = {
         "name": CONTAINER,
         "image": template.image,
         "command": ["vllm", "serve"],
-        "args": arguments(start, serving, template),
+        "args": list(args),
         "env": _environment(template),
         "ports": [{"name": HTTP, "containerPort": PORT, "protocol": "TCP"}],
         # Requests equal limits (Guaranteed): with the static CPU manager each engine has cores of its own; without
