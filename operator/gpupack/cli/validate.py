@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpupack.cli.arguments import whole
+from gpupack.cli.page import write
 from gpupack.cli.show import print_json, table
 from gpupack.cli.validation.extract import read
 from gpupack.cli.validation.judge import Judgement, judge
 from gpupack.cli.validation.report import absent_lines, as_json, gain_rows, line_rows, page, preempted_rows
-from gpupack.errors import Invalid
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +56,8 @@ def run(args: argparse.Namespace) -> int:
         text = page(data, judgement, quick=args.quick)
     answer = as_json(data, judgement, seed=args.seed)
     beside = args.report.with_suffix(".json")
-    try:
-        args.report.write_text(text, encoding="utf-8")
-        beside.write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as wrong:
-        raise Invalid("--report", f"{args.report} cannot be written ({wrong})", "name a file in a folder") from wrong
+    write(args.report, text, "--report")
+    write(beside, json.dumps(answer, indent=2, allow_nan=False) + "\n", "--report")
     if args.json:
         print_json(answer)
     else:

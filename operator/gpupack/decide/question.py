@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.policy import Policy
-from gpupack.facts.serving import BLOCK_TOKENS, Batching, Lengths, Sharing, Slo
+from gpupack.facts.serving import BLOCK_TOKENS, Batching, Lengths, Serving, Sharing, Slo
 from gpupack.perf import memory
 from gpupack.perf.prediction import Coefficients
 from gpupack.units import Bytes
@@ -39,6 +39,27 @@ class Question:
     max_num_batched_tokens: int = memory.DEFAULT_BATCHED_TOKENS
     chunked_prefill: bool = True
     max_replicas: int | None = None
+
+
+def question_of(
+    serving: Serving, gpu: GpuKind, policy: Policy, *, lengths: Lengths, sharing: Sharing, coefficients: Coefficients,
+    node_cores: float | None = None,
+) -> Question:  # fmt: skip
+    """The question about a serving of a cluster; `lengths` are the declared ones or those of live load."""
+    return Question(
+        llm=serving.llm,
+        dtype=serving.dtype,
+        gpu=gpu,
+        lengths=lengths,
+        slo=serving.slo,
+        batching=serving.batching,
+        sharing=sharing,
+        max_model_len=serving.max_model_len,
+        coefficients=coefficients,
+        policy=policy,
+        cpu_cores=serving.cpu_cores,
+        node_cores=node_cores,
+    )
 
 
 def resolve_max_model_len(llm: Llm, lengths: Lengths, wish: int | None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from gpupack import __version__
+from gpupack.cli.page import document, html_table, paragraph
 from gpupack.cli.show import Json, rounded
 from gpupack.cli.validation import figures
 from gpupack.cli.validation.extract import CALIBRATION, COUNTERS, SUMMARY, TIME_SHARED, Data
@@ -240,7 +241,7 @@ def page(data: Data, judgement: Judgement, *, quick: bool = False) -> str:
         drawn = figures.draw(judgement)
         note = ""
     except Invalid as missing:
-        drawn, note = [], f"<p>No figures: {escape(str(missing))}.</p>"
+        drawn, note = [], paragraph(f"No figures: {missing}.")
     mps = [gain for gain in judgement.gains if gain.sharing is Sharing.MPS]
     body = [
         "<h1>How far gpupack is from hardware</h1>",
@@ -249,38 +250,29 @@ def page(data: Data, judgement: Judgement, *, quick: bool = False) -> str:
         "and output tokens a second, ITL the mean time between two tokens; errors are means of absolute relative "
         "errors, worst is the run furthest off. Whole runs are compared with whole runs, steady states with the "
         "engines' counters while requests waited.</p>",
-        *(f"<p class='absent'>{escape(line)}</p>" for line in absent_lines(data, quick=quick)),
+        *(paragraph(line, "absent") for line in absent_lines(data, quick=quick)),
         "<h2>Accuracy</h2>",
-        _table(*line_rows(judgement.lines)),
+        html_table(*line_rows(judgement.lines)),
     ]
     if judgement.gains:
-        body += ["<h2>Replicas</h2>", _table(*gain_rows(judgement.gains))]
+        body += ["<h2>Replicas</h2>", html_table(*gain_rows(judgement.gains))]
     if mps:
         body.append("<p>OPT-2.7B with two replicas is in no fit of the sharing constants; it is the test.</p>")
     head, preempted = preempted_rows(judgement)
     if preempted:
-        body += ["<h2>Preemption</h2>", _table(head, preempted)]
+        body += ["<h2>Preemption</h2>", html_table(head, preempted)]
     body.append(note)
     for title, drawing in drawn:
         body += [f"<h2>{escape(title)}</h2>", drawing]
     body += [
         "<h2>Errors by model</h2>",
-        _table(*line_rows(judgement.by_model, "model")),
+        html_table(*line_rows(judgement.by_model, "model")),
         "<h2>Errors by provenance</h2>",
-        _table(*line_rows(judgement.by_provenance, "provenance")),
+        html_table(*line_rows(judgement.by_provenance, "provenance")),
         "<h2>Every run</h2>",
-        _table(*_run_rows(judgement)),
+        html_table(*_run_rows(judgement)),
     ]
-    style = (
-        "body{font:15px/1.45 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-        "table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}"
-        "td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd}"
-        "td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}.absent{color:#a00}"
-    )
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>gpupack validation</title>"
-        f"<style>{style}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    return document("gpupack validation", body)
 
 
 def _run_rows(judgement: Judgement) -> tuple[tuple[str, ...], Rows]:
@@ -299,13 +291,6 @@ def _run_rows(judgement: Judgement) -> tuple[tuple[str, ...], Rows]:
         )
         for each in judgement.judged
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(head, "th") + "\n".join(line(row, "td") for row in rows) + "</table>"
 
 
 def _percent(value: float) -> str:
