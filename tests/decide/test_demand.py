@@ -141,6 +141,11 @@ def test_more_waiting_than_a_batch_at_two_scrapes_asks_at_once() -> None:
     assert demand(1, engine(0.1, waiting=65.0, before=10.0, running=64.0)).wanted == 1
 
 
+def test_a_long_queue_that_falls_fast_enough_asks_for_no_help() -> None:
+    assert demand(1, engine(0.1, waiting=80.0, before=200.0, running=64.0)).wanted == 1
+    assert demand(1, engine(0.1, waiting=80.0, before=81.0, running=64.0)).wanted == 2
+
+
 def test_one_less_is_enough_only_if_the_survivors_hold_the_peak() -> None:
     assert demand(2, engine(4.0, peak=4.2), engine(4.0, peak=4.2)).spare
     assert not demand(2, engine(4.0, peak=4.4), engine(4.0, peak=4.2)).spare
@@ -155,6 +160,19 @@ def test_clients_of_a_constant_number_ask_for_a_slot_each() -> None:
     assert (demand(1, constant).basis, demand(1, constant).wanted) == (Basis.CLOSED_LOOP, 1)
     queued = engine(20.0, running=64.0, waiting=40.0, constant=True)
     assert demand(1, queued).wanted == 2
+
+
+def test_a_few_constant_clients_are_known_by_all_engines_together() -> None:
+    few = engine(4.0, peak=4.0, running=5.0, constant=True)
+    assert demand(2, few, few).basis is Basis.CLOSED_LOOP
+    assert demand(1, few).basis is Basis.ARRIVALS
+
+
+def test_clients_who_wait_for_a_slow_engine_ask_more_often_once_it_is_gone() -> None:
+    like = engine(3.5, peak=3.5, running=10.0, constant=True)
+    assert demand(2, like, like).spare
+    quick, slow = (engine(rate, peak=rate, running=10.0, constant=True) for rate in (6.0, 1.0))
+    assert not demand(2, quick, slow).spare
 
 
 def test_a_count_that_was_constant_over_a_few_scrapes_is_chance() -> None:

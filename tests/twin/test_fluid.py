@@ -32,6 +32,8 @@ def test_more_than_it_can_do_piles_up_at_full_batch_until_people_give_up() -> No
         advance([(one, FLOW, 2000.0)], 5.0, BANDWIDTH, 0.05)
     assert one.running == 64
     assert one.waiting == PATIENCE * 64
+    assert one.answer_lengths == one.finished * FLOW.output_tokens  # who gave up is in no counter
+    assert one.generation_tokens == one.answer_lengths
 
 
 def test_siblings_slow_each_other_down() -> None:

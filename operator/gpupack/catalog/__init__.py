@@ -10,7 +10,7 @@ import hashlib
 import tomllib
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def llm(name: str, field: str = "--model") -> Llm:
     return found
 
 
+@lru_cache(maxsize=1024)
 def gpu_by_product(product_name: str, memory: Bytes | None = None) -> GpuKind | None:
     """The GPU that a driver, a node label or a ResourceSlice calls so; None if the catalog does not have it.
 

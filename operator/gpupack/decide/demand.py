@@ -29,8 +29,8 @@ from gpupack.facts.serving import ScalingMode, Serving
 
 CONSTANT = 0.02
 """Counts of requests inside an engine that differ by this share at most, or by one, are called constant."""
-CONSTANT_FROM = 8
-"""Fewer requests inside than this are too few to tell a constant from chance."""
+CONSTANT_FROM, CONSTANT_EACH = 8, 3
+"""Fewer requests inside all engines, or inside one of them, are too few to tell a constant from chance."""
 CONSTANT_SCRAPES = 10
 """So many scrapes in a row must show the same count: fewer are the same by chance now and then."""
 STEADY = 1.05
@@ -135,7 +135,8 @@ def _measured(
         # After the step the clients look like a stream until they were watched for a window, and full engines then look
         # like too few: a replica would go and come back without end.
         roomy = clients <= ROOMY * slots * (planned - 1)
-        holds = _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
+        then = max(rate, _without_the_slowest(clients, known))
+        holds = _survivors_hold(then, waiting, known, leaving, planned, capacity, policy)
         spare = everyone and planned > needed and steady and holds and roomy
         basis = Basis.CLOSED_LOOP
     else:
@@ -249,7 +250,8 @@ def _peak(known: Sequence[EngineFacts], leaving: Sequence[EngineFacts]) -> float
 def _queues_pile_up(serving: Serving, facts: Facts, planned: int) -> bool:
     """More waiting than a whole batch at two scrapes in a row, at a time when no help is on its way.
 
-    A queue stays with its engine, so a replica that has just come gets the time to show its effect.
+    A queue stays with its engine, so a replica that has just come gets the time to show its effect, and one that is
+    drained in time as it falls needs no help.
     """
     ready = [each for each in facts.replicas_of.get(serving.key, ()) if each.phase is Phase.READY]
     if len(ready) < planned:
@@ -260,7 +262,9 @@ def _queues_pile_up(serving: Serving, facts: Facts, planned: int) -> bool:
         engine = facts.engines.get(replica.name)
         if engine is None or isinstance(engine.waiting, Missing) or isinstance(engine.waiting_before, Missing):
             continue
-        if min(engine.waiting, engine.waiting_before) > replica.shape.max_num_seqs:
+        fallen = (engine.waiting_before - engine.waiting) / facts.policy.engine_period
+        drains = fallen > 0 and engine.waiting <= fallen * facts.policy.drain_queue
+        if min(engine.waiting, engine.waiting_before) > replica.shape.max_num_seqs and not drains:
             return True
     return False
 
@@ -278,10 +282,18 @@ def _constant_clients(engines: Sequence[EngineFacts], policy: Policy) -> float |
         if isinstance(window.inside_least, Missing) or isinstance(window.inside_most, Missing):
             return None
         reach = max(1.0, CONSTANT * window.inside_most)
-        if window.inside_least < CONSTANT_FROM or window.inside_most - window.inside_least > reach:
+        if window.inside_least < CONSTANT_EACH or window.inside_most - window.inside_least > reach:
             return None
         total += window.inside_most
-    return total or None
+    return total if total >= CONSTANT_FROM else None
+
+
+def _without_the_slowest(clients: float, engines: Sequence[EngineFacts]) -> float:
+    """Requests a second of constant clients once the engine that goes makes none of them wait any more.
+
+    Who is answered sooner asks sooner: at most all as often as those of the quickest engine do now.
+    """
+    return clients * max(_number(each.windows[0].arrivals) / _number(each.windows[-1].inside_most) for each in engines)
 
 
 def _largest_batch(serving: Serving, facts: Facts) -> int:

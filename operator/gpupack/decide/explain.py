@@ -7,6 +7,7 @@ are believed rather than read, where they come from. Knows words, not rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.experiment import Compared, Experiment
@@ -188,6 +189,7 @@ def outcome(experiment: Experiment) -> str:
     return f"{text} {' '.join(compared(each) for each in experiment.compared)}".strip()
 
 
+@lru_cache(maxsize=4096)
 def compared(each: Compared) -> str:
     unit = Unit(each.unit)
     return (

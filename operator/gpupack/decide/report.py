@@ -50,6 +50,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
     pods = [each for each in facts.replicas_of.get(key, ()) if each.deletion_at is None]
     ready = sum(1 for each in pods if each.phase is Phase.READY)
     experiment = max(_experiments(board, key), key=lambda each: (each.last_at, each.gpu_uuid), default=None)
+    outcome = "" if experiment is None else explain.outcome(experiment)
     return ServingStatus(
         serving=key,
         uid=serving.uid,
@@ -77,13 +78,13 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
             _packed(board, serving, record),
             _slo_met(board, serving, chosen, pods),
             _progressing(board, serving),
-            _as_predicted(board, key, experiment),
+            _as_predicted(board, key, experiment, outcome),
         ),
         decision_seen="" if record is None else record.seen,
         decision_predicted="" if record is None else record.predicted,
         decision_rejected="" if record is None else record.rejected,
         experiment=experiment,
-        experiment_message="" if experiment is None else explain.outcome(experiment),
+        experiment_message=outcome,
     )
 
 
@@ -343,17 +344,19 @@ def _experiments(board: Board, key: ServingKey) -> list[Experiment]:
     return [each for each in board.experiments.values() if each.serving == key]
 
 
-def _as_predicted(board: Board, key: ServingKey, last: Experiment | None) -> Condition:
-    """Whether the last step brought what was predicted; one that was undone is told for as long as it is remembered."""
+def _as_predicted(board: Board, key: ServingKey, last: Experiment | None, outcome: str) -> Condition:
+    """Whether the last step brought what was predicted; one that was undone is told for as long as it is remembered.
+
+    `outcome` is what is said of the last one.
+    """
     undone = [each for each in _experiments(board, key) if each.undone]
     if undone:
         said = explain.outcome(max(undone, key=lambda each: (each.last_at, each.gpu_uuid)))
         return _condition(ConditionType.AS_PREDICTED, Truth.FALSE, Reason.ROLLED_BACK.value, said)
     if last is None:
         return _condition(ConditionType.AS_PREDICTED, Truth.UNKNOWN, "NoStep", "No step was taken that can be judged.")
-    truth, said = _TRUTHS.get(last.judgement, Truth.UNKNOWN), explain.outcome(last)
     reason = "Measuring" if last.judgement is None else last.judgement.value
-    return _condition(ConditionType.AS_PREDICTED, truth, reason, said)
+    return _condition(ConditionType.AS_PREDICTED, _TRUTHS.get(last.judgement, Truth.UNKNOWN), reason, outcome)
 
 
 _TRUTHS: Mapping[Judgement | None, Truth] = {Judgement.CONFIRMED: Truth.TRUE, Judgement.MISSED: Truth.FALSE}

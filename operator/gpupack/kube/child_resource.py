@@ -134,6 +134,8 @@ def stands(there: Child | None, applied: Child) -> bool:
 
 
 def _holds(there: object, wanted: object) -> bool:
+    if there == wanted:
+        return True
     if isinstance(wanted, Mapping):
         return isinstance(there, Mapping) and all(
             there.get(name) == value if name == "selector" else _holds(there.get(name), value)
@@ -141,7 +143,7 @@ def _holds(there: object, wanted: object) -> bool:
         )
     if isinstance(wanted, list):
         return isinstance(there, list) and all(any(_holds(each, value) for each in there) for value in wanted)
-    return there == wanted
+    return False
 
 
 def min_available_of(budget: Mapping[str, Any]) -> int | None:

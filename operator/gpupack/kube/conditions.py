@@ -19,16 +19,17 @@ def conditions_to_list(
     """`lastTransitionTime` is kept while `status` stays, so that an unchanged condition is the same bytes."""
     before = {condition["type"]: condition for condition in previous}
     listed = []
-    for condition in sorted(conditions, key=lambda each: each.type.value):
-        old = before.get(condition.type.value)
+    for condition in sorted(conditions, key=lambda each: each.type):
+        kind, truth = condition.type.value, condition.truth.value
+        old = before.get(kind)
         if old is not None and old["reason"] in condition.yields_to and old.get("observedGeneration") == generation:
             listed.append(dict(old))
             continue
-        same_truth = old is not None and old["status"] == condition.truth.value
+        same_truth = old is not None and old["status"] == truth
         listed.append(
             {
-                "type": condition.type.value,
-                "status": condition.truth.value,
+                "type": kind,
+                "status": truth,
                 "reason": condition.reason,
                 "message": condition.message[:MESSAGE_LIMIT],
                 "observedGeneration": generation,

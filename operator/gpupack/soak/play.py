@@ -607,8 +607,8 @@ def _page(engine: FluidEngine) -> EnginePage:
         preemptions=0.0,
         ttft=_histogram(engine.ttft),
         itl=_histogram(engine.itl),
-        input_length=_lengths(engine.prompt_tokens, engine.finished),
-        output_length=_lengths(engine.generation_tokens, engine.finished),
+        input_length=_lengths(engine.prompt_lengths, engine.finished),
+        output_length=_lengths(engine.answer_lengths, engine.finished),
     )
 
 

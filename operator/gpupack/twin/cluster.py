@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpupack.twin.api_server import ApiServer, Json, Key, rfc3339
@@ -469,15 +469,11 @@ class Cluster:
             if flow is None or not self._serves(pod):
                 continue
             pods = open_to.get(pod.serving, ())
-            inside = pod.in_service and pod.serving in open_to
-            pod.engine.closed = flow.clients > 0 and inside
-            own = Flow(
-                rate=flow.rate,
-                clients=flow.clients // max(1, len(pods)),
-                input_tokens=flow.input_tokens,
-                output_tokens=flow.output_tokens,
-            )
-            by_gpu.setdefault(pod.gpu, []).append((pod.engine, own, share[pod.serving] if inside else 0.0))
+            pod.engine.closed = flow.clients > 0 and pod.in_service
+            if pod.engine.closed:  # they go to the engine with the fewest
+                each, more = divmod(flow.clients, len(pods))
+                flow = replace(flow, clients=each + (pods.index(pod) < more))
+            by_gpu.setdefault(pod.gpu, []).append((pod.engine, flow, share[pod.serving] if pod.in_service else 0.0))
         for uuid, gpu in self.gpus.items():
             engines = by_gpu.get(uuid, ())
             if self._steps is not None:

@@ -18,7 +18,7 @@ TTFT_BOUNDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, float("inf"))
 """Seconds; upper bounds of the buckets in which latencies are counted."""
 
 PATIENCE = 10.0
-"""So many batches may wait; who comes later gives up, which an engine counts as finished."""
+"""So many batches may wait; who comes later gives up, and vLLM counts that nowhere (its issues 31503 and 55634)."""
 
 _HOST = 0.0025
 """Seconds a step that the GPU waits for its host: what small models on current servers take."""
@@ -67,7 +67,10 @@ class Counts:
 
 @dataclass(slots=True, kw_only=True)
 class FluidEngine:
-    """One engine. `slots` is its largest batch, in requests; counters are what its /metrics would say."""
+    """One engine. `slots` is its largest batch, in requests; counters are what its /metrics would say.
+
+    `prompt_lengths` and `answer_lengths` are tokens of the requests that finished: what histograms of lengths sum up.
+    """
 
     name: str
     model: Model
@@ -79,6 +82,8 @@ class FluidEngine:
     finished: float = 0.0
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
+    prompt_lengths: float = 0.0
+    answer_lengths: float = 0.0
     itl: Counts = field(default_factory=lambda: Counts(ITL_BOUNDS))
     ttft: Counts = field(default_factory=lambda: Counts(TTFT_BOUNDS))
     closed: bool = False
@@ -86,7 +91,7 @@ class FluidEngine:
     def restart(self) -> None:
         """A process that died: everything inside and every counter is gone."""
         self.running = self.waiting = self.arrived = self.finished = 0.0
-        self.prompt_tokens = self.generation_tokens = 0.0
+        self.prompt_tokens = self.generation_tokens = self.prompt_lengths = self.answer_lengths = 0.0
         self.itl, self.ttft = Counts(ITL_BOUNDS), Counts(TTFT_BOUNDS)
 
 
@@ -142,8 +147,9 @@ def _advance_one(
         engine.arrived += max(0.0, inside - before)
     else:
         engine.arrived += arriving
-        inside, running = _inside(before, arriving, seconds, most, flow.output_tokens, fixed, slope)
-    # Nobody is lost on the way: what came is inside or finished.
+        inside, running, lost = _inside(before, arriving, seconds, most, flow.output_tokens, fixed, slope)
+        engine.arrived -= lost
+    # What came and did not give up is inside or finished.
     finished = max(engine.finished, math.floor(engine.arrived) - inside)
     done, engine.finished = finished - engine.finished, finished
     engine.running = float(min(inside, round(most)))
@@ -153,6 +159,8 @@ def _advance_one(
     served = min(done, steps * running / flow.output_tokens + 1.0)
     engine.prompt_tokens += round(served * flow.input_tokens)
     engine.generation_tokens += round(served * flow.output_tokens)
+    engine.prompt_lengths += done * flow.input_tokens
+    engine.answer_lengths += done * flow.output_tokens
     if done > 0:
         engine.itl.add(step, 0.94 * done * flow.output_tokens)
         engine.itl.add(step * 1.2, 0.06 * done * flow.output_tokens)
@@ -162,8 +170,8 @@ def _advance_one(
 
 def _inside(
     before: float, arriving: float, seconds: float, most: float, tokens: float, fixed: float, slope: float
-) -> tuple[float, float]:
-    """Whole requests inside at the end, and the mean batch.
+) -> tuple[float, float, float]:
+    """Whole requests inside at the end, the mean batch, and how many gave up.
 
     As many as can run finish `most` at a time; fewer come to a balance with what arrives, n = l (a + b n) with l tokens
     a second, within the time that a request takes.
@@ -171,9 +179,10 @@ def _inside(
     full = most / (tokens * (fixed + slope * most)) * seconds
     left = before + arriving - full
     if left >= most:
-        return float(round(min(left, (1 + PATIENCE) * most))), most
+        stay = min(left, (1 + PATIENCE) * most)
+        return float(round(stay)), most, left - stay
     wanted = arriving / seconds * tokens
     balance = min(most, wanted * fixed / (1.0 - wanted * slope)) if wanted * slope < 1.0 else most
     duration = tokens * (fixed + slope * max(balance, 1.0))
     after = balance + (min(before, most) - balance) * math.exp(-seconds / duration)
-    return float(round(after)), max(balance, after)
+    return float(round(after)), max(balance, after), 0.0

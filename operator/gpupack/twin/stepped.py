@@ -80,8 +80,10 @@ class SteppedEngine(FluidEngine):
         engine = self.running_steps()
         counters = engine.counters
         self.running, self.waiting = float(engine.running), float(engine.waiting)
-        self.finished = float(counters.succeeded + counters.aborted)
+        self.finished = float(counters.succeeded)
         self.prompt_tokens, self.generation_tokens = float(counters.prompt_tokens), float(counters.generation_tokens)
+        self.prompt_lengths = counters.request_prompt_tokens.sum
+        self.answer_lengths = counters.request_generation_tokens.sum
         self.itl, self.ttft = _counts(counters.token_gap), _counts(counters.first_token)
 
 
