@@ -15,7 +15,7 @@ from functools import lru_cache
 from gpupack.decide.advise import Advice, advise
 from gpupack.decide.pack import itl_of, sharing_of
 from gpupack.decide.prospect import Kin, Prospects, belief_of, coefficients_of
-from gpupack.decide.question import Question
+from gpupack.decide.question import question_of
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.placement import ChosenShape, FormerShape
@@ -87,22 +87,13 @@ def _asked(
 
 def _advice(serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, lengths: Lengths) -> Advice:
     hosts = {gpu.gpu.node for gpu in facts.gpus.values() if gpu.gpu.kind == kind}
+    cores = max((facts.nodes[host].cpu_cores for host in hosts if host in facts.nodes), default=None)
     return advise(
-        Question(
-            llm=serving.llm,
-            dtype=serving.dtype,
-            gpu=kind,
-            lengths=lengths,
-            slo=serving.slo,
-            batching=serving.batching,
-            sharing=sharing,
-            max_model_len=serving.max_model_len,
-            coefficients=coefficients_of(serving, kind),
-            policy=facts.policy,
-            cpu_cores=serving.cpu_cores,
-            node_cores=max((facts.nodes[host].cpu_cores for host in hosts if host in facts.nodes), default=None),
+        question_of(
+            serving, kind, facts.policy, lengths=lengths, sharing=sharing,
+            coefficients=coefficients_of(serving, kind), node_cores=cores,
         )
-    )
+    )  # fmt: skip
 
 
 def _reconsidered(
