@@ -56,8 +56,8 @@ soak: install ## Simulated clusters with faults: SEEDS=10000 fresh histories, an
 	$(BIN)/gpupack soak --seeds $(SEEDS) --stepped $(STEPPED) --known tests/soak/seeds.txt \
 	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS))
 
-mutation: install ## Change the decision's code line by line and list what no test notices: MODULES='hold steps'.
-	$(BIN)/python tests/mutants/survivors.py $(MODULES)
+mutation: install ## Change the decision's code one expression at a time and list what no test notices: MODULES='hold steps'.
+	$(BIN)/python -m tests.mutants.survivors $(MODULES)
 
 demo: install ## See it work: a ModelServing packed onto a GPU until its memory bandwidth saturates.
 	$(BIN)/gpupack demo
