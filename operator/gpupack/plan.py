@@ -87,6 +87,8 @@ class ConditionType(StrEnum):
     SLO_MET = "SloMet"
     ACCEPTED = "Accepted"
     PROGRESSING = "Progressing"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
     AS_PREDICTED = "AsPredicted"
     GPUS_KNOWN = "GpusKnown"
 

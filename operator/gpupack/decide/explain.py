@@ -19,6 +19,9 @@ from gpupack.units import gibibytes, milliseconds, percent
 
 NAMED = 3
 """So many pods are named in one sentence; status lists all."""
+CONTAINER_CREATING = "ContainerCreating"
+"""All that a pod's status says while its node prepares volumes and claims; the cause is in the pod's events."""
+UNREACHABLE = Cause.UNREACHABLE.value
 _BELIEVED = {
     Source.CALIBRATED: "predicted",
     Source.ANALYTIC: "predicted",
@@ -64,7 +67,9 @@ def verdict(given: Verdict) -> str:
     match given.reason:
         case Reason.DATA_MISSING:
             more = f" and {given.observed.value - 1:.0f} more" if given.observed.value > 1 else ""
-            return f"Readings of {where} are missing: {given.detail}{more}. Nothing is added or removed meanwhile."
+            missing = f"Readings of {where} are missing: {given.detail}{more}. Nothing is added or removed meanwhile."
+            is_closed = UNREACHABLE in given.detail
+            return f"{missing} See that a NetworkPolicy lets the operator in." if is_closed else missing
         case Reason.HELD_BY_OTHERS:
             amount = f" ({seen})" if unit in (Unit.BYTES, Unit.SECONDS) else ""
             return f"{where} is held by others: {given.detail}{amount}."
@@ -81,7 +86,11 @@ def verdict(given: Verdict) -> str:
             who, count = _ASKED.get(given.detail, "The load asks for"), given.limit.value
             return f"{who} {count:.0f}, and {count:.0f} {_are(count)} planned."
         case Reason.MEMORY if unit is Unit.REPLICAS:
-            return f"{where} takes {limit.removesuffix(' replicas')} replica: {given.detail}."
+            count = limit.removesuffix(" replicas")
+            return (
+                f"{where} takes {count} replica: {given.detail}. Install dcgm-exporter, or name its pods in"
+                " spec.metrics.dcgm of the GpuPool."
+            )
         case Reason.MEMORY:
             return f"One more replica would need {seen} of {limit} on {where}: {gap} too much."
         case Reason.HOST_CPU:
@@ -343,7 +352,21 @@ def unknown_products(products: Iterable[str]) -> str:
 
 
 def no_gpu() -> str:
-    return "The pool has no GPU that can be used."
+    return "The pool has no GPU that can be used; `gpupack doctor` tells what is missing."
+
+
+def too_large() -> str:
+    """What stands beside the memory verdict of a replica that no neighbour is in the way of."""
+    return (
+        "Not even one fits: take a smaller model, a shorter spec.model.maxModelLen, or a pool with more memory a GPU."
+    )
+
+
+def waits_for(pod: str, message: str) -> str:
+    """What a replica that is not ready waits for, in Kubernetes' or the container's own words."""
+    if message == CONTAINER_CREATING:
+        return f"{pod} waits for its node: `kubectl describe pod {pod}` tells for what."
+    return f"{pod}: {message.rstrip('.')}."
 
 
 def waits() -> str:

@@ -38,6 +38,10 @@ PACKED_AS_FAR_AS_IT_PAYS = frozenset(
 )
 
 
+STALLED = frozenset(each.value for each in (Step.SHARING_NOT_ALLOWED, Step.DTYPE_NOT_SUPPORTED))
+"""Reasons that stand until somebody edits the serving or its pool."""
+
+
 def selector_of(key: ServingKey) -> str:
     """The label selector of a serving's pods; kube/labels.py writes the same name."""
     return f"gpupack.dev/serving={key.name}"
@@ -50,6 +54,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
     pods = [each for each in facts.replicas_of.get(key, ()) if each.deletion_at is None]
     ready = sum(1 for each in pods if each.phase is Phase.READY)
     experiment = max(_experiments(board, key), key=lambda each: (each.last_at, each.gpu_uuid), default=None)
+    packed, progressing = _packed(board, serving, record), _progressing(board, serving)
     outcome = "" if experiment is None else explain.outcome(experiment)
     return ServingStatus(
         serving=key,
@@ -75,9 +80,9 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
         conditions=(
             _condition(ConditionType.ACCEPTED, Truth.TRUE, "Accepted", "The spec can be carried out."),
             _ready(board, serving, pods, ready),
-            _packed(board, serving, record),
+            packed,
             _slo_met(board, serving, chosen, pods),
-            _progressing(board, serving),
+            *_with_kstatus(progressing, packed),
             _as_predicted(board, key, experiment, outcome),
         ),
         decision_seen="" if record is None else record.seen,
@@ -140,6 +145,7 @@ def refused_status(facts: Facts, refused: Refused) -> ServingStatus:
             _condition(ConditionType.PACKED, Truth.UNKNOWN, "Invalid", unknown),
             _condition(ConditionType.SLO_MET, Truth.UNKNOWN, "Invalid", unknown),
             _condition(ConditionType.PROGRESSING, Truth.FALSE, "Invalid", unknown),
+            _condition(ConditionType.STALLED, Truth.TRUE, "Invalid", message),
             _condition(ConditionType.AS_PREDICTED, Truth.UNKNOWN, "Invalid", unknown),
         ),
     )
@@ -228,8 +234,11 @@ def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: i
         return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED.value, explain.suspended(planned))
     message = explain.ready(ready, max(planned, ready))
     if ready == 0:
-        reason = "Starting" if planned else "NotPlaced"
-        return _condition(ConditionType.READY, Truth.FALSE, reason, message)
+        if not planned:
+            return _condition(ConditionType.READY, Truth.FALSE, "NotPlaced", message)
+        waits = next((each for each in sorted(pods, key=lambda each: each.name) if each.message), None)
+        message = message if waits is None else f"{message} {explain.waits_for(waits.name, waits.message)}"
+        return _condition(ConditionType.READY, Truth.FALSE, "Starting", message)
     if mismatched := _mismatched(board, serving, pods):
         names, blocks = mismatched
         return _condition(ConditionType.READY, Truth.TRUE, "EngineMismatch", explain.mismatch(names, blocks))
@@ -338,6 +347,18 @@ def _progressing(board: Board, serving: Serving) -> Condition:
         message = "Replicas are starting." if coming else "Replicas are stopping."
         return _condition(ConditionType.PROGRESSING, Truth.TRUE, reason, message)
     return _condition(ConditionType.PROGRESSING, Truth.FALSE, "Settled", "Nothing is starting or stopping.")
+
+
+def _with_kstatus(progressing: Condition, packed: Condition) -> tuple[Condition, ...]:
+    """`progressing`, and what kstatus (Flux, `kubectl apply --wait` of others) reads: there only while True.
+
+    Reconciling while replicas start or stop; Stalled where only an edit of the user's can help.
+    """
+    if progressing.truth is Truth.TRUE:
+        return progressing, replace(progressing, type=ConditionType.RECONCILING)
+    if packed.reason in STALLED:
+        return progressing, replace(packed, type=ConditionType.STALLED, truth=Truth.TRUE)
+    return (progressing,)
 
 
 def _experiments(board: Board, key: ServingKey) -> list[Experiment]:

@@ -95,7 +95,10 @@ def _grown(
     if found.stop is not None:
         if record is not None and _may_ask_again(found.stop, demand, record, planned, board.facts):
             return None
-        return stopped(_said_before(found.stop, found.verdicts, record))
+        stop = stopped(_said_before(found.stop, found.verdicts, record))
+        if not planned and stop.reason == Reason.MEMORY and not board.members(stop.subject):
+            return replace(stop, message=f"{stop.message} {explain.too_large()}")
+        return stop
     if not board.facts.gpus:
         return Decision(reason=Step.NO_GPU, subject=str(key), message=explain.no_gpu())
     return None

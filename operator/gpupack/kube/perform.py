@@ -102,6 +102,7 @@ async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bo
     conditions = (
         Condition(type=ConditionType.ACCEPTED, truth=Truth.FALSE, reason="PoolNotFound", message=unknown),
         Condition(type=ConditionType.READY, truth=Truth.UNKNOWN, reason="PoolNotFound", message=unknown),
+        Condition(type=ConditionType.STALLED, truth=Truth.TRUE, reason="PoolNotFound", message=unknown),
     )
     before = resource.status
     listed = conditions_to_list(conditions, before.get("conditions", ()), now=now, generation=resource.generation)
