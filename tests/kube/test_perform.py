@@ -148,7 +148,7 @@ async def test_only_servings_that_changed_are_written_and_a_missing_one_is_passe
 async def test_a_serving_whose_pool_does_not_exist_is_told_so_once(server: TinyApi, api: Api) -> None:
     assert await commit_orphan(api, scene().resources[KEY], AT)
     (write,) = server.writes
-    assert [each["reason"] for each in write.body["status"]["conditions"]] == ["PoolNotFound"] * 2
+    assert [each["reason"] for each in write.body["status"]["conditions"]] == ["PoolNotFound"] * 3
     told = scene(status=write.body["status"]).resources[KEY]
     assert not await commit_orphan(api, told, Seconds(AT + 60.0))
     assert len(server.writes) == 1

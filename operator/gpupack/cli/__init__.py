@@ -27,8 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("gpupack.cli.validate", "how far both are from published measurements, as a page with plots"),
     "explain": ("gpupack.cli.explain", "why a ModelServing runs as it does, read from its status in a cluster"),
     "top": ("gpupack.cli.top", "pools, GPUs and servings as they are now, live in a terminal"),
+    "report": ("gpupack.cli.report.command", "what runs where and why, as one page: from a cluster or from a trace"),
     "doctor": ("gpupack.doctor.run", "whether a cluster is one that gpupack can work in, and what to mend first"),
     "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
+    "completion": ("gpupack.cli.completion", "what your shell needs to complete this command line with the tab key"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
     "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
     "soak": ("gpupack.soak.run", "seeds drive a simulated cluster with faults; rules that must always hold in it"),
@@ -49,22 +51,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((word for word in words if not word.startswith("-")), None)
+def parser_with(*chosen: str) -> tuple[Parser, dict[str, ModuleType]]:
+    """The whole command line, with the options of the chosen commands only, and their modules."""
     parser = Parser(prog="gpupack", description="Packs vLLM replicas of small language models onto GPUs, and says why.")
     parser.add_argument("--version", action="version", version=f"gpupack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    module: ModuleType | None = None
+    modules = {}
     for name, (path, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:
-            module = importlib.import_module(path)
-            module.configure(command)
+        if name in chosen:
+            modules[name] = importlib.import_module(path)
+            modules[name].configure(command)
+    return parser, modules
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), "")
+    parser, modules = parser_with(chosen)
     args = parser.parse_args(words)
-    assert module is not None
     try:
-        return int(module.run(args))
+        return int(modules[args.command].run(args))
     except Invalid as wrong:
         print(f"gpupack {args.command}: {wrong}", file=sys.stderr)
         return BAD_INPUT
