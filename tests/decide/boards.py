@@ -9,7 +9,7 @@ from gpupack.decide.board import Board
 from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.prospect import Prospects
 from gpupack.facts.interpretation import interpret
-from gpupack.facts.observation import Observation, ReplicaSeen
+from gpupack.facts.observation import Observation, Reading, ReplicaSeen
 from gpupack.facts.placement import Placement
 
 from ..scenarios.test_scenarios import story_of
@@ -36,8 +36,29 @@ def board(text: str, **pods: Any) -> Board:
 
 
 def without_pod(observation: Observation, slot: int = 0) -> Observation:
-    """The same, but the pod in that slot has not been created."""
-    return replace(observation, replicas=tuple(each for each in observation.replicas if each.slot != slot))
+    """The same, but pods in that slot have not been created."""
+    return _with_pods(observation, tuple(each for each in observation.replicas if each.slot != slot))
+
+
+def without_pods(observation: Observation) -> Observation:
+    """The same before anything was created: no pods, and no claims."""
+    return replace(_with_pods(observation, ()), claims=())
+
+
+def _with_pods(observation: Observation, replicas: tuple[ReplicaSeen, ...]) -> Observation:
+    """Only these pods, and a framebuffer that holds only them."""
+    known = board_on(replace(observation, replicas=replicas))
+
+    def held(uuid: str) -> float:
+        return float(sum(known.memory_of(each, uuid) for each in replicas if each.gpu_uuid == uuid))
+
+    gpus = tuple(
+        replace(each, fb_used=replace(each.fb_used, value=held(each.gpu.uuid)))
+        if isinstance(each.fb_used, Reading)
+        else each
+        for each in observation.gpus
+    )
+    return replace(observation, replicas=replicas, gpus=gpus)
 
 
 def with_pod(observation: Observation, slot: int = 0, **changes: Any) -> Observation:
