@@ -57,7 +57,7 @@ def forget(board: Board) -> None:
             continue
         now = _inputs(board, each)
         if each.inputs is None or now is None:
-            kept.append(each if each.inputs is not None or now is None else replace(each, inputs=now))
+            kept.append(each if now is None else replace(each, inputs=now))
         elif not _changed(each.inputs, now, board.facts.policy.window):
             kept.append(each)
     board.undone = kept
