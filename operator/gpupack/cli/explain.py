@@ -11,15 +11,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpupack.cli.show import gib, print_json, table
-from gpupack.errors import Invalid
+from gpupack.decide.meanings import advice
+from gpupack.errors import Invalid, Unavailable
+from gpupack.facts.serving import Serving
+from gpupack.handlers import llm_of
+from gpupack.kube import labels
 from gpupack.kube.api import Api, NotFound, configuration_of
+from gpupack.kube.serving_resource import serving_resource
 
+KINDS = ("msv", "modelserving", "modelservings")
 PARTS = ("seen", "predicted", "chosen", "rejected", "measured")
-_SERVINGS = "/apis/gpupack.dev/v1alpha1/namespaces/{namespace}/modelservings"
+_GROUP = f"/apis/{labels.API_VERSION}"
+_SERVINGS = _GROUP + "/namespaces/{namespace}/modelservings"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a ModelServing; default: all of the namespace")
+    parser.add_argument(
+        "name", nargs="?", type=_name, metavar="[msv/]NAME", help="a ModelServing; default: all of the namespace"
+    )
     parser.add_argument("-n", "--namespace", default="default", metavar="NAMESPACE", help="default: default")
     parser.add_argument(
         "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
@@ -28,31 +37,62 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_const", const="json", dest="output", help="the same as -o json")
 
 
+def _name(text: str) -> str:
+    """`chat`, or `msv/chat` as kubectl says it."""
+    kind, slash, name = text.rpartition("/")
+    if slash and kind.lower().removesuffix(".gpupack.dev") not in KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or msv/NAME; a namespace goes with -n")
+    return name
+
+
 def run(args: argparse.Namespace) -> int:
     """Raises Invalid for a serving that is not there and Unavailable where no API server answers."""
-    servings = asyncio.run(_read(args.kubeconfig, args.namespace, args.name))
+    servings, profiles = asyncio.run(_read(args.kubeconfig, args.namespace, args.name))
+    learnt = [_learnt_of(serving, profiles) for serving in servings]
     if args.output == "json":
-        told = [_told(serving) for serving in servings]
+        told = [{**_told(serving), "learned": each} for serving, each in zip(servings, learnt, strict=True)]
         print_json(told[0] if args.name else told)
     elif servings:
-        print("\n\n".join(prose(serving) for serving in servings))
+        print("\n\n".join(prose(serving, each) for serving, each in zip(servings, learnt, strict=True)))
     else:
         print(f"there is no ModelServing in namespace {args.namespace}")
     return 0
 
 
-async def _read(kubeconfig: str | None, namespace: str, name: str | None) -> list[Mapping[str, Any]]:
+async def _read(
+    kubeconfig: str | None, namespace: str, name: str | None
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The servings, and what was learnt in their namespace."""
     path = _SERVINGS.format(namespace=namespace)
     async with Api(await configuration_of(kubeconfig)) as api:
+        listed = (await api.get(f"{_GROUP}/namespaces/{namespace}/modelprofiles"))["items"]
+        profiles = [each for each in listed if "learned" in each.get("status", {})]
         if name is None:
-            found: list[Mapping[str, Any]] = (await api.get(path))["items"]
-            return found
+            return (await api.get(path))["items"], profiles
         try:
-            return [await api.get(f"{path}/{name}")]
+            return [await api.get(f"{path}/{name}")], profiles
         except NotFound as missing:
-            raise Invalid(
-                "NAME", f"there is no ModelServing {name} in namespace {namespace}", "see: kubectl get msv -A"
-            ) from missing
+            elsewhere = await _namespaces_of(api, name)
+            fix = f"it is in {', '.join(elsewhere)}: add -n {elsewhere[0]}" if elsewhere else "see: kubectl get msv -A"
+            raise Invalid("NAME", f"there is no ModelServing {name} in namespace {namespace}", fix) from missing
+
+
+def _learnt_of(serving: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The learned profiles of the serving's model and engine version."""
+    read = serving_resource(serving, llm_of=llm_of).serving
+    if not isinstance(read, Serving):
+        return []
+    wanted = (read.llm.name, read.engine_version)
+    return [each for each in profiles if (each["spec"]["model"], each["spec"]["engineVersion"]) == wanted]
+
+
+async def _namespaces_of(api: Api, name: str) -> list[str]:
+    """Where there is a ModelServing of that name; none if the user may not look into all namespaces."""
+    try:
+        found = await api.get("/apis/gpupack.dev/v1alpha1/modelservings")
+    except Unavailable:
+        return []
+    return sorted(each["metadata"]["namespace"] for each in found["items"] if each["metadata"]["name"] == name)
 
 
 def _told(serving: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,7 +116,7 @@ def _is_up_to_date(serving: Mapping[str, Any]) -> bool:
     return bool(seen == serving["metadata"].get("generation"))
 
 
-def prose(serving: Mapping[str, Any]) -> str:
+def prose(serving: Mapping[str, Any], learnt: Sequence[Mapping[str, Any]] = ()) -> str:
     """One ModelServing as a person reads it: the decision first, then what it rests on."""
     meta, status = serving["metadata"], serving.get("status", {})
     lines = [f"{meta['namespace']}/{meta['name']}: {_count(status)}"]
@@ -89,10 +129,13 @@ def prose(serving: Mapping[str, Any]) -> str:
     decision = status.get("decision")
     if decision:
         lines.append(f"  {decision.get('reason', '')}. {decision.get('message', '')} ({decision.get('at', '')})")
+        if advised := advice(decision.get("reason", "")):
+            lines.append(f"  What to do: {advised}")
     observed = status.get("observed")
     if observed:
         return "\n".join([*lines, *_observed(observed)])
     lines += [f"  {line}" for line in _shape(status)]
+    lines += [_belief(each) for each in learnt]
     lines += _decisions(status.get("decisions", ()))
     conditions: Sequence[Mapping[str, Any]] = status.get("conditions", ())
     if conditions:
@@ -103,6 +146,16 @@ def prose(serving: Mapping[str, Any]) -> str:
         rows = [(each["name"], each["phase"], each["gpu"], each["node"]) for each in placements]
         lines += ["", *_indented(table(("replica", "is", "GPU", "node"), rows, left=True))]
     return "\n".join(lines)
+
+
+def _belief(profile: Mapping[str, Any]) -> str:
+    """What live load has taught, and where it stands."""
+    learned = profile["status"]["learned"]
+    return (
+        f"  On {profile['spec']['gpu']} a step is believed to cost {learned['stepMicroseconds']} us and "
+        f"{learned['sequenceMicroseconds']} us a sequence, and KV cache to be read at {learned['kvReadEfficiency']} of "
+        f"the bandwidth: {learned['message']} (ModelProfile {profile['metadata']['name']})."
+    )
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,9 +12,9 @@ _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;max-width:76em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
     "h2{margin-top:2em;border-bottom:1px solid #ddd}h3{margin-bottom:.3em}"
     "table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}"
-    "td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd;vertical-align:top}"
+    "td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd;vertical-align:top;white-space:nowrap}"
     "td:first-child,th:first-child{text-align:left}.words td,.words th{text-align:left}"
-    ".words td:not(:last-child){white-space:nowrap}"
+    ".words td:last-child{white-space:normal}"
     "svg{max-width:100%;height:auto}.absent{color:#a00}.note{color:#555}"
 )
 
