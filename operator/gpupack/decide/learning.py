@@ -329,7 +329,7 @@ def _expected(
     gaps = sharing.itl_at(kind, groups, batches, shared)
     firsts: Sequence[Seconds | None] = [None] * len(groups)
     if any("ttft" in each for each in told):
-        firsts = [each.ttft_mean for each in sharing.predict.__wrapped__(kind, groups, shared).groups]
+        firsts = sharing.first_token_means(kind, groups, shared)
     found = []
     for gap, first, numbers in zip(gaps, firsts, told, strict=True):
         for what in numbers:

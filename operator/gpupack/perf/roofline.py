@@ -34,7 +34,12 @@ class Step(NamedTuple):
     filling: float = 0.0
 
     def plus(self, other: Step, share: float = 1.0) -> Step:
-        return Step(*(mine + share * its for mine, its in zip(self, other, strict=True)))
+        return Step(
+            self.host + share * other.host,
+            self.gpu + share * other.gpu,
+            self.bytes + share * other.bytes,
+            self.filling + share * other.filling,
+        )
 
     def less(self, other: Step) -> Step:
         return self.plus(other, -1.0)

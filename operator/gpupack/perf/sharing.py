@@ -117,9 +117,21 @@ def itl_at(
     for group, count in zip(groups, running, strict=True):
         inside = max(count, 1e-3)
         now.append(_start(gpu, group)._replace(running=inside, active=-math.expm1(-inside)))
+    steps = [each.cycle.whole for each in now]
     for _ in range(_CONTENTION_ROUNDS):
-        now = with_contention(now, [each.cycle.whole for each in now], groups, sharing)
+        fresh = with_contention(now, steps, groups, sharing)
+        if fresh == now:
+            break
+        now = fresh
     return tuple(Seconds(each.cycle.seconds(each.stretch)) for each in now)
+
+
+def first_token_means(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> tuple[Seconds | None, ...]:
+    """The mean time to the first token of each group as `predict` answers it; None where it is kept full."""
+    return tuple(
+        None if each.queue is None else Seconds(time_to_first_token(each, each.queue)[0])
+        for each in steady(gpu, groups, sharing)
+    )
 
 
 def _start(gpu: GpuKind, group: EngineGroup) -> Engines:

@@ -51,7 +51,8 @@ class Wish:
 class World:
     """`gpus` are kinds of the catalog, dealt to nodes `per_node` at a time. `absent` are fields nobody exports.
 
-    `noise` makes arrivals a matter of chance; `stepped` runs the twin's steps instead of rates. Times in seconds.
+    `noise` makes arrivals a matter of chance; `stepped` runs the twin's steps instead of rates; with `learns` live load
+    refines the coefficients. Times in seconds.
     """
 
     gpus: tuple[str, ...]
@@ -65,6 +66,7 @@ class World:
     interference: float = 0.05
     noise: bool = False
     stepped: bool = False
+    learns: bool = False
     absent: tuple[str, ...] = ()
 
 
@@ -143,6 +145,8 @@ POOL: dict[str, Any] = {
 """A pool's own times, shortened so that twenty minutes hold everything that can happen. Few, so that answers of the
 advisor are kept from one history to the next. Clients that wait are recognised by ten scrapes: they need a longer
 window, in which a stream without chance looks like them."""
+LEARNS = 3
+"""Every third world learns: that moves what is predicted and no rule, and takes a fifth of the time."""
 STEPPED_RATE = 12.0
 RATES = (0.0, 1.0, 4.0, 12.0, 30.0, 60.0, 120.0)
 
@@ -161,6 +165,7 @@ def draw(seed: int, *, stepped: bool = False) -> History:
                 event = replace(event, args={**event.args, "rate": min(STEPPED_RATE, event.args["rate"])})
             ticks = min(event.ticks, FAULTS_UNTIL - 2 - tick)
             events.append(replace(event, tick=tick, ticks=ticks if event.ticks else 0))
+    world = replace(world, learns=seed % LEARNS == 0)
     return History(seed=seed, world=world, events=tuple(sorted(events, key=lambda each: each.tick)))
 
 

@@ -203,8 +203,9 @@ class _Game:
             faults, self._api = self._api.faults, ModelApi(self.server, self.rules.before_write)
             self._api.faults = [each for each in faults if not each.how.startswith("killed")]
             self._process = Process(
-                self.server, self._api, self._feeds, self._pages, self._reconcile, lambda: self.server.now
-            )
+                self.server, self._api, self._feeds, self._pages, self._reconcile, lambda: self.server.now,
+                learns=self._world.learns,
+            )  # fmt: skip
         try:
             looks = self._process.tick(self._loop, self.server.now + self._skew)
         except Killed:

@@ -23,7 +23,7 @@ from gpupack.handlers import engine_targets, keep_learnt, timing_of
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
-from gpupack.kube.perform import Performer, carry_out
+from gpupack.kube.perform import Committed, Performed, Performer, carry_out
 from gpupack.metrics.prometheus import EnginePage, GpuPage
 from gpupack.metrics.scrape import EngineTarget
 from gpupack.metrics.windows import EngineHistory, ExporterHistory, GpuReadings, no_gpu_readings
@@ -168,7 +168,7 @@ class Process:
 
     def __init__(
         self, server: ApiServer, api: ModelApi, feeds: dict[str, Feed], pages: Pages, reconcile: Reconcile,
-        clock: Callable[[], float],
+        clock: Callable[[], float], *, learns: bool,
     ) -> None:  # fmt: skip
         self._server = server
         self._api = api
@@ -178,7 +178,7 @@ class Process:
         self._mirrors = Mirrors(api, LOOKUPS, lambda: None, clock=clock)
         self._performer = Performer(api, "soak")
         self._scraped = _Scraped()
-        self._learning = Learning()
+        self._learning = Learning() if learns else None
         for feed in feeds.values():
             feed.lists = True
 
@@ -199,17 +199,23 @@ class Process:
 
     def _look(self, loop: asyncio.AbstractEventLoop, scene: Scene, wall: float) -> tuple[Look, bool]:
         observation = self._observe(scene, wall)
-        self._learning = learn(observation, self._learning)
+        if self._learning is not None:
+            self._learning = learn(observation, self._learning)
         outcome = self._reconcile(observation)
         try:
-            committed, done = loop.run_until_complete(
-                carry_out(self._api, self._performer, scene, outcome, observation.at)
-            )
-            self._learning = loop.run_until_complete(keep_learnt(self._api, self._learning, observation))
+            committed, done = loop.run_until_complete(self._write(scene, outcome, observation))
         except Unavailable as problem:  # a Conflict is one
             return Look(observation=observation, outcome=outcome, problem=problem), isinstance(problem, Conflict)
         refused = next((each.problem for each in done if each.problem is not None), None)
         return Look(observation=observation, outcome=outcome, problem=refused), committed.wrote_pool
+
+    async def _write(
+        self, scene: Scene, outcome: Outcome, observation: Observation
+    ) -> tuple[Committed, list[Performed]]:
+        written = await carry_out(self._api, self._performer, scene, outcome, observation.at)
+        if self._learning is not None:
+            self._learning = await keep_learnt(self._api, self._learning, observation)
+        return written
 
     def deliver(self) -> None:
         """What the watches bring."""
