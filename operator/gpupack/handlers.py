@@ -424,14 +424,15 @@ def _end_if_it_died(follower: asyncio.Task[None]) -> None:
 
 
 def _lookups() -> Lookups:
-    return Lookups(gpu_by_product=catalog.gpu_by_product, gpu_by_name=_gpu_by_name, llm_of=_llm_of)
+    return Lookups(gpu_by_product=catalog.gpu_by_product, gpu_by_name=_gpu_by_name, llm_of=llm_of)
 
 
 def _gpu_by_name(name: str) -> GpuKind:
     return catalog.gpu(name, "spec.gpu")
 
 
-def _llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
+def llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
+    """A model of the catalog, or of the config that a user gave. Raises Invalid for any other."""
     if config is None:
         try:
             return catalog.llm(name, "spec.model.name")

@@ -156,14 +156,10 @@ def costs(coefficients: Coefficients) -> EngineCosts:
     """
     own = memory_system.VLLM_V1 if _is_v1(coefficients) else memory_system.VLLM_0_5
     base = calibration.coefficients(coefficients.engine_version)
-    layer = coefficients.gpu_per_layer / base.gpu_per_layer
-    return replace(
-        own,
-        host_per_step=own.host_per_step * layer,
-        host_per_layer=own.host_per_layer * layer,
-        rest_per_layer=own.rest_per_layer * layer,
-        host_per_sequence=own.host_per_sequence * (coefficients.host_per_sequence / base.host_per_sequence),
-        attention_efficiency=own.attention_efficiency * (coefficients.kv_read_efficiency / base.kv_read_efficiency),
+    return own.times(
+        step=coefficients.gpu_per_layer / base.gpu_per_layer,
+        sequence=coefficients.host_per_sequence / base.host_per_sequence,
+        kv_read=coefficients.kv_read_efficiency / base.kv_read_efficiency,
     )
 
 

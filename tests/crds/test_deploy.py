@@ -18,15 +18,18 @@ NEEDED = {
         "resourceslices.resource.k8s.io", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy",
         "customresourcedefinitions.apiextensions.k8s.io",
     ],
-    ("create", "patch"): ["pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy"],
+    ("create", "patch"): [
+        "pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy", "modelprofiles.gpupack.dev"
+    ],
     ("delete",): ["pods", "resourceclaims.resource.k8s.io"],
-    ("patch",): ["gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status"],
+    ("patch",): [
+        "gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status", "modelprofiles.gpupack.dev/status"
+    ],
 }  # fmt: skip
 
 FORBIDDEN = {
-    ("patch", "update", "delete"): [
-        "gpupools.gpupack.dev", "modelservings.gpupack.dev", "modelprofiles.gpupack.dev", "nodes"
-    ],
+    ("patch", "update", "delete"): ["gpupools.gpupack.dev", "modelservings.gpupack.dev", "nodes"],
+    ("update", "delete"): ["modelprofiles.gpupack.dev"],
     ("get", "list"): ["secrets", "configmaps"],
     ("get",): ["pods", "gpupools.gpupack.dev"],
     ("delete",): ["services", "poddisruptionbudgets.policy", "namespaces"],

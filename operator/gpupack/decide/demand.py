@@ -38,6 +38,9 @@ STEADY = 1.05
 ROOMY = 0.5
 """Constant clients may take this share of the slots that are left when one of their replicas goes."""
 CAPACITY_MOST = 4096
+CALM = 0.9
+"""Of a model that is being learnt, one replica less must hold the load with so much to spare: what is written of it
+moves by some per cent, and a count that it just reaches would come and go with each writing."""
 PERHAPS, LIKELY, SURELY = 1.0, 2.0, 3.0
 """Standard errors by which the gap before the last, the last, and both together must show a step of the load."""
 
@@ -122,6 +125,7 @@ def _measured(
     everyone: bool,
 ) -> Demand:
     policy, floor = facts.policy, serving.scaling.min_replicas
+    calm = CALM if serving.learned else 1.0
     rate = arrivals([*known, *leaving], policy)
     waiting = sum(_number(each.waiting) for each in known)
     now = capacity(planned)
@@ -136,7 +140,7 @@ def _measured(
         # like too few: a replica would go and come back without end.
         roomy = clients <= ROOMY * slots * (planned - 1)
         then = max(rate, _without_the_slowest(clients, known))
-        holds = _survivors_hold(then, waiting, known, leaving, planned, capacity, policy)
+        holds = _survivors_hold(then, waiting, known, leaving, planned, capacity, policy, calm)
         spare = everyone and planned > needed and steady and holds and roomy
         basis = Basis.CLOSED_LOOP
     else:
@@ -144,7 +148,7 @@ def _measured(
         needed = _smallest(rate, waiting, planned, capacity, policy)
         perhaps = _perhaps(known, policy)
         look_again = perhaps > rate and needed <= planned < _smallest(perhaps, waiting, planned, capacity, policy)
-        spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy)
+        spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy, calm)
         basis = Basis.ARRIVALS
         if needed <= planned and _queues_pile_up(serving, facts, planned):
             needed, spare = planned + 1, False
@@ -231,12 +235,16 @@ def _survivors_hold(
     planned: int,
     capacity: Capacity,
     policy: Policy,
+    calm: float,
 ) -> bool:
-    """Whether one replica less is predicted to carry the peak of the whole delay; unknown peaks say no."""
+    """Whether one replica less is predicted to carry the peak of the whole delay; unknown peaks say no.
+
+    It must carry it at `calm` times the target utilisation.
+    """
     peak = _peak(known, leaving)
     if planned < 2 or peak is None:
         return False
-    needed = max(peak, rate) / policy.target_utilization + waiting / policy.drain_queue
+    needed = max(peak, rate) / (calm * policy.target_utilization) + waiting / policy.drain_queue
     return capacity(planned - 1) >= needed
 
 

@@ -6,7 +6,7 @@ missing is said, and never taken for zero. Whether a step was good is not known 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpupack.decide.board import Board
@@ -33,7 +33,8 @@ class Seen:
     `tokens_per_second` is what they generated together, `finished` how many requests they ended, `waiting` the fewest
     that any scrape found waiting at one of them (None where nobody counts them). Latencies are None where nothing was
     there to be measured, `seconds` is the longest of their windows. `preemptions`, `steps` and `read_bytes` are sums a
-    second of all of them, None where one does not tell.
+    second of all of them, `inside_least` and `inside_most` the fewest and most requests that any scrape found in one of
+    them; None where one does not tell.
     """
 
     kin: Kin
@@ -52,6 +53,8 @@ class Seen:
     preemptions: PerSecond | None = None
     steps: PerSecond | None = None
     read_bytes: float | None = None
+    inside_least: float | None = None
+    inside_most: float | None = None
 
     @property
     def waited(self) -> bool:
@@ -115,6 +118,8 @@ def seen_of(board: Board, kin: Kin, placements: Sequence[Placement]) -> Seen | M
         preemptions=_sum(each.preemptions for each in windows),
         steps=_sum(each.steps for each in windows),
         read_bytes=_sum(each.read_bytes for each in windows),
+        inside_least=_all_of(min, (each.inside_least for each in windows)),
+        inside_most=_all_of(max, (each.inside_most for each in windows)),
     )
 
 
@@ -218,13 +223,15 @@ def _mean(windows: Iterable[Traffic], values: Iterable[Known]) -> float | None:
 
 
 def _sum(values: Iterable[Known]) -> PerSecond | None:
+    total = _all_of(sum, values)
+    return None if total is None else PerSecond(total)
+
+
+def _all_of(together: Callable[[list[float]], float], values: Iterable[Known]) -> float | None:
     """None where one is missing."""
-    total = 0.0
-    for value in values:
-        if isinstance(value, Missing):
-            return None
-        total += value
-    return PerSecond(total)
+    found = list(values)
+    known = [each for each in found if not isinstance(each, Missing)]
+    return together(known) if known and len(known) == len(found) else None
 
 
 def _number(known: Known) -> float:

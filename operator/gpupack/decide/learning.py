@@ -31,11 +31,8 @@ from gpupack.perf.learning import Prior, State, Told
 from gpupack.perf.prediction import EngineGroup
 from gpupack.units import PerSecond, Seconds
 
-WRITTEN_EVERY = Seconds(300.0)
 WORTH_WRITING = 0.02
 """A coefficient, or the error, that moved by this share since it was last written."""
-FIRST_AFTER = 3
-"""So many windows must have been seen before anything is written."""
 LOOKS_A_TICK = 8
 """So many GPUs at most: to look at one asks the model a dozen times."""
 LEAST_FINISHED = 20.0
@@ -67,16 +64,12 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mind:
-    """`belief` is what this process thinks, `seen` what it last saw written, `told` what it asked to be written.
-
-    `looks` counts the windows that taught anything.
-    """
+    """`belief` is what this process thinks, `seen` what it last saw written, `told` what it asked to be written."""
 
     belief: Belief
     prior: Prior
     seen: Belief | None = None
     told: Belief | None = None
-    looks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +127,13 @@ def due(learning_: Learning, observation: Observation) -> tuple[Belief, ...]:
         for each in observation.servings
         if (each.key.namespace, each.key.name) in on_trial
     }
-    found = []
+    found, interval = [], observation.policy.learning_interval
     for key in sorted(learning_.minds):
         mind = learning_.minds[key]
-        if (key.namespace, key.model, key.engine_version) in tried or mind.looks < FIRST_AFTER:
-            continue
         last = mind.told or mind.seen
-        if last is not None and 0 <= observation.at - last.at < WRITTEN_EVERY:
+        if (key.namespace, key.model, key.engine_version) in tried or mind.belief.load < interval:
+            continue
+        if last is not None and 0 <= observation.at - last.at < interval:
             continue
         if _has_moved(mind, last):
             found.append(replace(mind.belief, at=observation.at))
@@ -190,7 +183,7 @@ def _mind(key: BeliefKey, prior: Prior, written: Belief | None, mind: Mind | Non
         return replace(mind, prior=prior)
     if mind.told is not None and written.at == _second(mind.told.at):
         return replace(mind, prior=prior, seen=written)
-    return Mind(belief=written, prior=prior, seen=written, looks=mind.looks)
+    return Mind(belief=written, prior=prior, seen=written)
 
 
 def _second(at: Seconds) -> Seconds:
@@ -270,13 +263,26 @@ def _told(subject: _Subject) -> dict[str, Told]:
     little = seen.tokens_per_second * seen.itl / (seen.running * max(1, seen.engines))
     if not 1 / LITTLE <= little <= LITTLE:
         return {}
-    chance = _OF_A_REQUEST / math.sqrt(seen.finished)
+    chance = math.hypot(_OF_A_REQUEST / math.sqrt(seen.finished), _unsteady(subject))
     found = {"itl": Told(math.log(seen.itl), math.hypot(_ITL, chance))}
     if seen.steps and seen.running >= ALWAYS_RUNNING:
         found["step"] = Told(math.log(seen.engines / seen.steps), math.hypot(_STEP, chance))
     if seen.ttft and seen.waiting == 0 and seen.running < UNHURRIED * subject.group.shape.max_num_seqs:
         found["ttft"] = Told(math.log(seen.ttft), math.hypot(_TTFT, chance))
     return found
+
+
+def _unsteady(subject: _Subject) -> float:
+    """By how much a batch that swings lengthens the mean gap beyond that of the mean batch: at most cv^2 / 4.
+
+    Tokens over time are concave in the batch. The range of what scrapes found is taken for four standard deviations;
+    where nobody tells, the arrivals are taken to be Poisson.
+    """
+    seen, most = subject.seen, float(subject.group.shape.max_num_seqs)
+    if seen.inside_least is None or seen.inside_most is None:
+        return 0.25 / seen.running
+    cv = (min(seen.inside_most, most) - min(seen.inside_least, most)) / 4 / seen.running
+    return cv * cv / 4
 
 
 def _taught(
@@ -352,4 +358,4 @@ def _after(
         output_mean=seen[-1].output_mean,
         at=at,
     )
-    return replace(mind, belief=belief, looks=mind.looks + 1)
+    return replace(mind, belief=belief)

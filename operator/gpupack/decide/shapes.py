@@ -1,8 +1,8 @@
 """Which shape the replicas of a serving have on each kind of GPU: asked once, kept, and asked anew for a reason.
 
 An engine's shape cannot change while it runs, so a new one restarts every replica. It is asked at once when what the
-user declared has changed, and on live lengths or what was learnt only for a gain that has held for long, at most once an
-hour. What runs when the plan was lost keeps its shape.
+user declared has changed, and on live lengths or what was learnt only for a gain that has held for long, at most once
+an hour. What runs when the plan was lost keeps its shape.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Hidden truth: a world whose coefficients nobody knows but the seed, and what live calibration makes of it.
 
 The twin's engines step in simulated time behind their own counters; windows, filter and rules are the operator's. The
-world draws each cost of its engines within 30 % of the catalog's. Load and lengths change every minute, and half way
-the lengths become others at once.
+world draws each cost of its engines within 30 % of the catalog's. The load changes every other minute, and towards the
+end the lengths become others at once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ REACH = 0.3
 MINUTES = 14
 ENGINES = 2
 RATES = (20.0, 60.0, 10.0, 40.0, 80.0, 30.0)
-"""Requests a second in all, minute by minute, again and again."""
+"""Requests a second in all, each for two minutes, again and again."""
 SHORT, LONG = Lengths(input_mean=512.0, output_mean=256.0), Lengths(input_mean=1200.0, output_mean=128.0)
 LENGTHS_CHANGE_AT = 10
 """The minute after which requests are LONG."""
@@ -80,7 +80,8 @@ CHAT = ServingKey(namespace="default", name="chat")
 class Minute:
     """One minute of load: the latency that was measured, and what the first and the learnt belief said of it.
 
-    Both are asked before the minute teaches anything. Relative errors.
+    Both are asked before the minute teaches anything. Relative errors. `steady`: the load is that of the minute
+    before.
     """
 
     number: int
@@ -88,6 +89,7 @@ class Minute:
     batch: float
     first_off: float
     learnt_off: float
+    steady: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,18 +108,7 @@ def draw(seed: int) -> EngineCosts:
     """The world's costs; sums that are learnt together move together."""
     chance = Random(seed)
     step, sequence, read, eager, gemm = (chance.uniform(1 - REACH, 1 + REACH) for _ in learning.LEARNT)
-    own = VLLM_V1
-    return replace(
-        own,
-        host_per_step=own.host_per_step * step,
-        host_per_layer=own.host_per_layer * step,
-        rest_per_layer=own.rest_per_layer * step,
-        host_per_sequence=own.host_per_sequence * sequence,
-        rest_per_sequence=own.rest_per_sequence * sequence,
-        attention_efficiency=min(1.0, own.attention_efficiency * read),
-        eager_per_layer=own.eager_per_layer * eager,
-        gemm_efficiency=min(1.0, own.gemm_efficiency * gemm),
-    )
+    return VLLM_V1.times(step=step, sequence=sequence, kv_read=read, eager=eager, gemm=gemm)
 
 
 def values(costs: EngineCosts, layers: int) -> tuple[float, ...]:
@@ -131,13 +122,13 @@ def values(costs: EngineCosts, layers: int) -> tuple[float, ...]:
     )
 
 
-def play(seed: int, *, minutes: int = MINUTES, engines: int = ENGINES) -> Hidden:
-    """So many minutes of mixed load on engines that share a GPU, in simulated time."""
-    scene = Scene(draw(seed), engines, seed)
+def play(seed: int, *, minutes: int = MINUTES, engines: int = ENGINES, costs: EngineCosts | None = None) -> Hidden:
+    """So many minutes of mixed load on engines that share a GPU, in simulated time; `costs` None draws them."""
+    scene = Scene(costs or draw(seed), engines, seed)
     before = Learning()
     found, written = [], 0
     for number in range(minutes):
-        scene.serve(60.0, RATES[number % len(RATES)], SHORT if number < LENGTHS_CHANGE_AT else LONG)
+        scene.serve(60.0, RATES[number // 2 % len(RATES)], SHORT if number < LENGTHS_CHANGE_AT else LONG)
         observation = scene.observe()
         after = learn(observation, before)
         mind = next(iter(before.minds.values()), None)
@@ -247,7 +238,8 @@ class Scene:
             for each in (catalogued, learning.as_learnt(catalogued, self.serving.llm, belief))
         ]
         return Minute(
-            number=number, itl=Seconds(itl), batch=batch, first_off=said[0] / itl - 1, learnt_off=said[1] / itl - 1
+            number=number, itl=Seconds(itl), batch=batch, first_off=said[0] / itl - 1, learnt_off=said[1] / itl - 1,
+            steady=number % 2 == 1,
         )  # fmt: skip
 
     def _itl(self, coefficients: Coefficients, lengths: Lengths, batch: float, engines: int) -> float:

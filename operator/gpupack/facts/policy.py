@@ -13,7 +13,10 @@ from gpupack.units import GIB, Bytes, Ratio, Seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`max_gpus` None: all that match. `rate_windows`: arrival-rate windows, shortest first."""
+    """`max_gpus` None: all that match. `rate_windows`: arrival-rate windows, shortest first.
+
+    `learning_interval`: so much load is seen before what it taught is written, and at most so often.
+    """
 
     sharing: frozenset[Sharing] = frozenset({Sharing.MPS, Sharing.EXCLUSIVE})
     max_gpus: int | None = None
@@ -34,6 +37,7 @@ class Policy:
     scale_down_delay: Seconds = Seconds(300.0)
     pending_deadline: Seconds = Seconds(600.0)
     remember_undone: Seconds = Seconds(1800.0)
+    learning_interval: Seconds = Seconds(300.0)
     tick: Seconds = Seconds(2.0)
     least_gap: Seconds = Seconds(0.2)
     drain_queue: Seconds = Seconds(30.0)

@@ -131,6 +131,7 @@ def policy_of(spec: Mapping[str, Any]) -> Policy:
         scale_down_delay=seconds(times, "scaleDownDelaySeconds", _DEFAULT.scale_down_delay),
         pending_deadline=seconds(times, "pendingDeadlineSeconds", _DEFAULT.pending_deadline),
         remember_undone=seconds(times, "rememberUndoneSeconds", _DEFAULT.remember_undone),
+        learning_interval=seconds(times, "learningSeconds", _DEFAULT.learning_interval),
         tick=seconds(times, "tickSeconds", _DEFAULT.tick),
         dcgm_period=seconds(metrics.get("dcgm", {}), "periodSeconds", _DEFAULT.dcgm_period),
         engine_period=seconds(metrics, "enginePeriodSeconds", _DEFAULT.engine_period),

@@ -13,6 +13,7 @@ For demos, journeys and people; nothing that the operator sees goes through it.
     POST   /exporter                 {"fault": "none|unreachable|blank|nan|frozen", "absent": ["dram_active", ...]}
     POST   /start                    {"seconds": 12}: start-up time of engines from now on
     POST   /interference             {"interference": 2.0}: how much sharing a GPU slows engines from now on
+    POST   /costs                    {"step": 1.25}: what engines that start from now on cost, times the catalog's
     POST   /stranger                 {"gpu": "GPU-...", "bytes": 8e9}: memory that no pod explains; 0 takes it away
 
 Answers are JSON; what is wrong with a request is said with status 400.
@@ -39,6 +40,7 @@ from gpupack.node.hardware import Slot
 from gpupack.node.load import Dealer, Load, Reachable, Router
 from gpupack.node.meter import EngineWindow, GpuWindow, Meter, merged_mean, quantile
 from gpupack.twin.arrivals import Lengths
+from gpupack.twin.memory_system import VLLM_V1
 from gpupack.units import Bytes
 
 DEFAULT_WINDOW_SECONDS = 10.0
@@ -80,6 +82,7 @@ class Steering:
         app.router.add_post("/exporter", self._break_exporter)
         app.router.add_post("/start", self._set_start)
         app.router.add_post("/interference", self._interfere)
+        app.router.add_post("/costs", self._cost)
         app.router.add_post("/stranger", self._hold_memory)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
@@ -135,6 +138,11 @@ class Steering:
     async def _set_start(self, request: web.Request) -> web.Response:
         self._site.start_seconds = _real(await _body(request), "seconds")
         return web.json_response({"seconds": self._site.start_seconds})
+
+    async def _cost(self, request: web.Request) -> web.Response:
+        step = _real(await _body(request), "step")
+        self._site.costs = VLLM_V1.times(step=step)
+        return web.json_response({"step": step})
 
     async def _interfere(self, request: web.Request) -> web.Response:
         interference = _real(await _body(request), "interference")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.twin.engine import Engine
@@ -94,6 +94,22 @@ class EngineCosts:
     """Bytes that a repetition penalty moves on the GPU, a logit: counted in vLLM 0.8.5's `apply_penalties`."""
     host_per_step: float = 0.0
     """Host gap of every step, whatever the model."""
+
+    def times(
+        self, *, step: float = 1.0, sequence: float = 1.0, kv_read: float = 1.0, eager: float = 1.0, gemm: float = 1.0
+    ) -> EngineCosts:
+        """So many times what a step costs whatever its batch, a sequence, a launch; efficiencies stay at most 1."""
+        return replace(
+            self,
+            host_per_step=self.host_per_step * step,
+            host_per_layer=self.host_per_layer * step,
+            rest_per_layer=self.rest_per_layer * step,
+            host_per_sequence=self.host_per_sequence * sequence,
+            rest_per_sequence=self.rest_per_sequence * sequence,
+            attention_efficiency=min(1.0, self.attention_efficiency * kv_read),
+            eager_per_layer=self.eager_per_layer * eager,
+            gemm_efficiency=min(1.0, self.gemm_efficiency * gemm),
+        )
 
 
 VLLM_0_5 = EngineCosts(
