@@ -116,6 +116,16 @@ def test_the_decision_comes_first_with_its_reason_and_what_it_rests_on(
         assert word in said
 
 
+def test_a_serving_may_be_named_as_kubectl_names_it(capsys: pytest.CaptureFixture[str], kubeconfig: str) -> None:
+    for name in ("msv/chat", "modelserving.gpupack.dev/chat"):
+        assert main(["explain", name, "-n", "shop", "-o", "json", "--kubeconfig", kubeconfig]) == 0
+        assert json.loads(capsys.readouterr().out)["name"] == "chat"
+    with pytest.raises(SystemExit) as refused:
+        main(["explain", "shop/chat", "--kubeconfig", kubeconfig])
+    assert refused.value.code == 2
+    assert "a namespace goes with -n" in capsys.readouterr().err
+
+
 def test_the_last_decisions_tell_what_was_seen_predicted_chosen_rejected_and_measured(
     capsys: pytest.CaptureFixture[str], kubeconfig: str
 ) -> None:
