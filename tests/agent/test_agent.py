@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,18 @@ def test_each_series_of_the_page_is_in_the_table_and_names_its_unit(
     for name, family in families.items():
         assert family.type == table[name].kind.value
         assert {tuple(sorted(sample.labels)) for sample in family.samples} == {tuple(sorted(table[name].labels))}
+
+
+def test_promtool_has_nothing_to_say_of_the_page(agent: Callable[..., Running], born: Callable[..., None]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: it comes with Prometheus (apt-get install prometheus)")
+    born(41, "VLLM::EngineCore", pod=1)
+    served = agent("gpus 2\nmig 1\nprocess 0 41 1 mps\nevent 1 0 8 31")
+    served.until(lambda: bool(served.values(series.MIG_SM_ACTIVE)) and bool(served.values(series.EVENTS)))
+    page = served.get("/metrics")[1]
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_units_are_base_units_and_counters_end_in_total() -> None:
