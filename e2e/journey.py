@@ -23,11 +23,12 @@ START_SECONDS = 1.0
 ORDINARY_INTERFERENCE = Mps().interference
 PATIENCE_SECONDS = 40.0
 NODE_ARGUMENTS = (
-    "--node-name", "virtual", "--nodes", "2", "--gpus", "2", "--gpu-kind", "H100-80GB",
+    "--node-name", "virtual", "--nodes", "2", "--plugin-nodes", "1", "--gpus", "2", "--gpu-kind", "H100-80GB",
     "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
 FIRST_NODE, SECOND_NODE = "virtual-1", "virtual-2"
-"""The pool has the GPUs of the first; a journey that needs both takes the selector out."""
+PLUGIN_NODE = "virtual-plugin-1"
+"""The pool has the GPUs of the first; a journey that needs others selects them."""
 API_VERSION = "gpupack.dev/v1alpha1"
 SERVINGS = f"/apis/{API_VERSION}/namespaces/default/modelservings"
 POOLS = f"/apis/{API_VERSION}/gpupools"

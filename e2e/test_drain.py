@@ -31,7 +31,7 @@ def test_a_drained_node_hands_its_replicas_to_another_one_by_one(both_nodes: Jou
     journey.until_ready("chat", 2)
     assert nodes_of(journey) == [FIRST_NODE, FIRST_NODE]
     journey.until("the budget allows one", lambda: budget(journey).get("disruptionsAllowed") == 1)
-    journey.edit_pool(nodeSelector=None)
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": None, "gpupack.dev/virtual-node": "dra"})
     journey.until("the other node is in the pool", lambda: journey.stage.pool()["status"]["gpus"] == 4)
     journey.load("chat", rate=10)
     aborted, mark = journey.aborted(), journey.history.mark()

@@ -26,7 +26,7 @@ import kopf
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
-from gpupack import catalog
+from gpupack import __version__, catalog
 from gpupack.decide import learning
 from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
@@ -57,6 +57,7 @@ ORPHAN_SECONDS = 2.0
 LEAST_GAP_SECONDS = Policy().least_gap
 AFTER_FAILURE_SECONDS = Policy().tick
 TRACE_VARIABLE = "GPUPACK_TRACE"
+IMAGE_VARIABLE = "GPUPACK_IMAGE"
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
 
@@ -142,6 +143,7 @@ class PoolTask:
     def __init__(
         self, name: str, api: Api, mirrors: Mirrors, scraper: Scraper, telemetry: Telemetry, *,
         reconcile: Reconcile = reconcile, record: Record = record_nothing, reporter: str,
+        image: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.name = name
@@ -153,7 +155,7 @@ class PoolTask:
         self._telemetry = telemetry
         self._reconcile = reconcile
         self._record = record
-        self._performer = Performer(api, reporter)
+        self._performer = Performer(api, reporter, image)
         self._clock = clock
         self._rhythm = Rhythm()
         self._look_again: tuple[str, ...] = ()
@@ -232,7 +234,7 @@ class PoolTask:
             now,
             self._scraper.engines_seen(all_targets(scene), timing),
             lambda gpu: self._scraper.gpu_readings(
-                gpu.uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
+                scene.device_of(gpu), gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             ),
             self._watched_since,
         )
@@ -285,8 +287,9 @@ class Operator:
 
     def __init__(
         self, configuration: Configuration, *, pod_proxy: str | None, reconcile: Reconcile = reconcile,
-        trace: TraceFile | None = None,
+        trace: TraceFile | None = None, image: str = "",
     ) -> None:  # fmt: skip
+        self._image = image
         self.telemetry = Telemetry(self._mirror_ages)
         self._recorder = (
             None if trace is None else Recorder(trace, catalog=catalog.digest(), tally=self.telemetry.recorded)
@@ -296,7 +299,7 @@ class Operator:
         self._pod_proxy = pod_proxy
         self._reconcile = reconcile
         self._api = Api(configuration, on_call=self.telemetry.called)
-        self.mirrors = Mirrors(self._api, _lookups(), self.stir)
+        self.mirrors = Mirrors(self._api, _lookups(), self.stir, pod_proxy=pod_proxy)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
         self._stirred = asyncio.Event()
@@ -334,7 +337,7 @@ class Operator:
             scraper = Scraper(pod_proxy=self._pod_proxy)
             pool = PoolTask(
                 name, self._api, self.mirrors, scraper, self.telemetry,
-                reconcile=self._reconcile, reporter=socket.gethostname(),
+                reconcile=self._reconcile, reporter=socket.gethostname(), image=self._image,
                 record=record_nothing if self._recorder is None else self._recorder.put,
             )  # fmt: skip
             self.pools[name] = pool
@@ -518,10 +521,12 @@ def _yes_or_no(true: Callable[[], bool]) -> Callable[[], web.Response]:
 async def operate(
     *, kubeconfig: str | None, pod_proxy: str | None, host: str, metrics_port: int | None, health_port: int | None,
     trace: TraceFile | None = None, reconcile: Reconcile = reconcile, stop: asyncio.Event | None = None,
-    ready: asyncio.Event | None = None,
+    ready: asyncio.Event | None = None, image: str = "",
 ) -> None:  # fmt: skip
     """Runs until a signal or `stop`. Raises Unavailable without credentials, OSError if a port is taken."""
-    operator = Operator(await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile, trace=trace)
+    operator = Operator(
+        await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile, trace=trace, image=image
+    )  # fmt: skip
 
     def metrics() -> web.Response:
         return web.Response(body=operator.telemetry.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
@@ -560,6 +565,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace-files", type=_count, default=8, metavar="K", help="files in all, older ones compressed; default 8"
     )
+    parser.add_argument(
+        "--image", metavar="IMAGE", default=os.environ.get(IMAGE_VARIABLE, f"gpupack:{__version__}"),
+        help=f"of this program, for pods that get their supervisor from it; default: ${IMAGE_VARIABLE}",
+    )  # fmt: skip
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
@@ -597,6 +606,7 @@ def run(args: argparse.Namespace) -> int:
             metrics_port=args.metrics_port or None,
             health_port=args.health_port or None,
             trace=trace,
+            image=args.image,
         )
     )
     return 0

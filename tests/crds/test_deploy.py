@@ -21,6 +21,8 @@ NEEDED = {
     ("create", "patch"): [
         "pods", "services", "resourceclaims.resource.k8s.io", "poddisruptionbudgets.policy", "modelprofiles.gpupack.dev"
     ],
+    ("list", "watch", "create", "patch"): ["endpointslices.discovery.k8s.io"],
+    ("create",): ["secrets"],
     ("delete",): ["pods", "resourceclaims.resource.k8s.io"],
     ("patch",): [
         "gpupools.gpupack.dev/status", "modelservings.gpupack.dev/status", "modelprofiles.gpupack.dev/status"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gpupack.host import archive
+from gpupack.node.host_program import MPS_CONTROL, write_program
 
 TOKEN = "a token of 32 characters or so"
 PATIENCE_SECONDS = 20.0
@@ -43,42 +44,6 @@ signal.signal(signal.SIGTERM, stop)
 server.serve_forever()
 """
 
-CONTROL = """\
-import os, signal, subprocess, sys, time
-from pathlib import Path
-pipe = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
-server, wanted, leave = pipe / "server", pipe / "wanted", pipe / "leave"
-if sys.argv[1:] == ["-f"]:
-    for path in (server, wanted, leave):
-        path.unlink(missing_ok=True)
-    child = None
-    while not leave.exists():
-        if child is not None and child.poll() is not None:
-            child = None
-            server.unlink()
-        if wanted.exists() and child is None:
-            wanted.unlink()
-            child = subprocess.Popen(["sleep", "600"])
-            server.with_suffix(".new").write_text(str(child.pid))
-            server.with_suffix(".new").rename(server)
-        time.sleep(0.02)
-    if child is not None:
-        child.kill()
-    sys.exit(0)
-words = sys.stdin.readline().split()
-if words[0] == "get_server_list" and server.exists():
-    print(server.read_text())
-elif words[0] == "start_server":
-    wanted.touch()
-    until = time.monotonic() + 2.0
-    while not server.exists() and time.monotonic() < until:
-        time.sleep(0.02)
-elif words[0] == "get_server_status":
-    print("ACTIVE")
-elif words[0] == "quit":
-    leave.touch()
-"""
-
 
 class Pod:
     """Used with `with`: the supervisor runs, and afterwards nothing of it; `start` begins it anew on its files."""
@@ -88,18 +53,12 @@ class Pod:
         self.files = directory / "files"
         self._token = directory / "token"
         self._options = (*options, *(("--mps",) if mps else ()))
-        for path in (self.programs, self.files):
-            path.mkdir()
+        self.files.mkdir()
         self._token.write_text(f"{TOKEN}\n")
         self._archive = archive.write(directory)
-        self._write("vllm", VLLM)
-        self._write("nvidia-cuda-mps-control", CONTROL)
+        write_program(self.programs, "vllm", VLLM)
+        write_program(self.programs, "nvidia-cuda-mps-control", MPS_CONTROL)
         self.output: list[str] = []
-
-    def _write(self, name: str, text: str) -> None:
-        program = self.programs / name
-        program.write_text(f"#!{sys.executable} -IS\n{text}")
-        program.chmod(0o755)
 
     def __enter__(self) -> Self:
         self.start()

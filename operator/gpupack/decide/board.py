@@ -28,6 +28,10 @@ def content_of(each: Member) -> Content:
     return each.serving, each.gpu_uuid, each.slot, each.template_hash, each.shape, each.sharing
 
 
+Tenant = tuple[str, str]
+"""A namespace, and where engines live together the household; else nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
     """What one GPU is to every serving alike. `free` are bytes beside the reserve; below zero it holds too much.
@@ -40,7 +44,7 @@ class GpuState:
     used: bool
     takes_one: bool
     saturated: bool
-    namespaces: frozenset[str]
+    tenants: frozenset[Tenant]
     free: Bytes
     load: float
 
@@ -96,7 +100,7 @@ class Board:
         self._kin: dict[int, tuple[Member, Kin]] = {}
         self._pod_of: dict[int, tuple[Placement, ReplicaSeen | None]] = {}
         self._mixes: dict[str, Mix] = {}
-        self._namespaces: dict[str, frozenset[str]] = {}
+        self._tenants: dict[str, frozenset[Tenant]] = {}
         self._held: dict[str, Bytes] = {}
         self._cores: dict[str, float] = {}
         self._leftovers: dict[str, tuple[ReplicaSeen, ...]] = {}
@@ -212,14 +216,19 @@ class Board:
             found = self._kin[id(each)] = (each, self.prospects.kin(each.serving, each.shape))
         return found[1]
 
-    def namespaces(self, uuid: str) -> frozenset[str]:
-        """Whose claim the GPU carries, or will: a device is shared by claims of one namespace only."""
-        found = self._namespaces.get(uuid)
+    def tenants(self, uuid: str) -> frozenset[Tenant]:
+        """Who holds the GPU, or will: a device is shared within one namespace only, some within one household only."""
+        found = self._tenants.get(uuid)
         if found is None:
-            members = {each.serving.namespace for each in self.members(uuid)}
-            claims = {claim.namespace for claim in self.facts.claims_on.get(uuid, ())}
-            found = self._namespaces[uuid] = frozenset(members | claims)
+            members = {self.tenant(uuid, each.serving) for each in self.members(uuid)}
+            claims = {(each.namespace, "") for each in self.facts.claims_on.get(uuid, ()) if not each.household}
+            found = self._tenants[uuid] = frozenset(members | claims)
         return found
+
+    def tenant(self, uuid: str, key: ServingKey) -> Tenant:
+        gpu, serving = self.facts.gpus.get(uuid), self.facts.servings.get(key)
+        together = gpu is not None and gpu.gpu.one_household and serving is not None
+        return key.namespace, serving.household if together and serving is not None else ""
 
     def kind(self, uuid: str) -> GpuKind:
         return self.facts.gpus[uuid].gpu.kind
@@ -286,7 +295,7 @@ class Board:
         gpu = self.facts.gpus.get(uuid)
         if gpu is not None:
             self._cores.pop(gpu.gpu.node, None)
-        for kept in (self._mixes, self._held, self._leftovers, self._namespaces, self.saturations, self.states):
+        for kept in (self._mixes, self._held, self._leftovers, self._tenants, self.saturations, self.states):
             kept.pop(uuid, None)
         self.by_load = self._used = self._used_by_name = None
         self._rates.clear()

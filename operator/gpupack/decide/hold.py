@@ -167,15 +167,19 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
     """The next placement to replace by one of the present content, on the same GPU and slot.
 
     One that is not ready loses nobody anything and goes at once; one that serves goes only when all others do and the
-    one before it is gone. A shape that only live lengths asked for is tried in one replica, and the next waits for the
-    verdict. Whether old and new overlap is decided by room, in `steps`.
+    one before it is gone, or when that one cannot start while it is there. A shape that only live lengths asked for is
+    tried in one replica, and the next waits for the verdict. Whether old and new overlap is decided by room, in
+    `steps`.
     """
     outdated = [each for each in board.of[serving.key] if is_outdated(board, serving, sharing, each)]
     outdated.sort(key=lambda each: (board.is_ready(each), each.gpu_uuid, each.slot))
     stop: Renewal | None = None
     for old in outdated:
         uuid = old.gpu_uuid
-        if uuid in board.touched or (board.is_ready(old) and not is_settled(board, serving.key)):
+        waits = (
+            board.is_ready(old) and not is_settled(board, serving.key) and not _moves_out(board, serving, sharing, old)
+        )
+        if uuid in board.touched or waits:
             continue
         chosen = board.chosen(serving.key, uuid)
         assert chosen is not None
@@ -201,6 +205,16 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
         board.add(new)
         return Renewal(old=old, new=new, asked=asked, before=before)
     return stop
+
+
+def _moves_out(board: Board, serving: Serving, sharing: Sharing, old: Placement) -> bool:
+    """Whether another one of this GPU was replaced already and cannot start before this one has gone too: what holds
+    the GPU takes engines of another household only."""
+    claims = board.facts.claims_on.get(old.gpu_uuid, ())
+    if not any(each.household not in ("", serving.household) for each in claims):
+        return False
+    beside = [each for each in board.on[old.gpu_uuid] if each.serving == serving.key]
+    return any(not is_outdated(board, serving, sharing, each) for each in beside)
 
 
 def _against_renewal(

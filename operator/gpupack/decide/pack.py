@@ -127,8 +127,10 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"node {candidate.gpu.gpu.node} is cordoned")
     present = candidate.present
     met = candidate.demand.wanted <= candidate.planned
-    for namespace in sorted(board.namespaces(uuid) - {key.namespace}):
-        yield _held(uuid, 1.0, 0.0, Unit.NONE, f"namespace {namespace}, which holds the claim of this GPU")
+    for namespace, _ in sorted(board.tenants(uuid) - {board.tenant(uuid, key)}):
+        other = namespace != key.namespace
+        who = f"namespace {namespace}" if other else "a pod of another image or pod template"
+        yield _held(uuid, 1.0, 0.0, Unit.NONE, f"{who}, which holds {'the claim of ' if other else ''}this GPU")
     if candidate.sharing is Sharing.EXCLUSIVE:
         # Its own engine is in the way of another one only while one is wanted.
         others = [each for each in present if not met or each.serving != key]
@@ -242,6 +244,14 @@ def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
     free = max(0.0, node.cpu_cores - node.cpu_cores_of_others)
     if needed > free:
         yield _verdict(candidate.uuid, Reason.HOST_CPU, _given(needed), _given(free), Unit.CORES)
+    for claim in candidate.board.facts.claims_on.get(candidate.uuid, ()):
+        wanted = len(candidate.present) + (candidate.instead_of is None)
+        if claim.engines is not None and wanted > claim.engines:
+            each = candidate.serving.cpu_cores
+            yield _verdict(
+                candidate.uuid, Reason.HOST_CPU, _given(wanted * each), _given(claim.engines * each), Unit.CORES,
+                detail=f"cores of the pod {claim.name}",
+            )  # fmt: skip
 
 
 def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
@@ -492,7 +502,7 @@ class _Door:
         state, needed = _state(self._board, uuid), self._memory_on(self._board.kind(uuid))
         if needed is None or state.barred or needed > state.free:
             return True
-        if state.namespaces and state.namespaces != {self._serving.key.namespace}:
+        if state.tenants and state.tenants != {self._board.tenant(uuid, self._serving.key)}:
             return True
         if state.used and (state.takes_one or self._sharing is Sharing.EXCLUSIVE):
             return True
@@ -522,7 +532,7 @@ def _state(board: Board, uuid: str) -> GpuState:
             used=board.is_used(uuid),
             takes_one=_is_not_exported(gpu.fb_used),
             saturated=saturated,
-            namespaces=board.namespaces(uuid),
+            tenants=board.tenants(uuid),
             free=Bytes(gpu.gpu.kind.memory_bytes - board.facts.policy.gpu_reserve - board.memory_held(uuid)),
             load=0.0 if unknown or not mix else round(board.prospects.full(gpu.gpu.kind, mix).saturation, 3),
         )

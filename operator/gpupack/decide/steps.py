@@ -177,7 +177,7 @@ def obstacle(board: Board, placement: Placement) -> str | None:
     for claim in facts.claims_on.get(uuid, ()):
         if claim.namespace != placement.serving.namespace:
             return f"the claim {claim.namespace}/{claim.name} holds the GPU"
-        if claim.deleting or claim.sharing is not placement.sharing:
+        if claim.deleting or not _takes(board, claim, placement):
             return f"the claim {claim.name} has to go first"
     return None
 
@@ -219,13 +219,19 @@ def _may_share(placement: Placement, beside: Iterable[ReplicaSeen]) -> bool:
 def _claim_of(board: Board, placement: Placement) -> ClaimSeen | None:
     namespace = placement.serving.namespace
     claims = board.facts.claims_on.get(placement.gpu_uuid, ())
-    return next((each for each in claims if (each.namespace, each.sharing) == (namespace, placement.sharing)), None)
+    return next((each for each in claims if each.namespace == namespace and _takes(board, each, placement)), None)
+
+
+def _takes(board: Board, claim: ClaimSeen, placement: Placement) -> bool:
+    """Whether a replica can be on the GPU by this claim of its namespace."""
+    serving = board.facts.servings.get(placement.serving)
+    at_home = not claim.household or (serving is not None and serving.household == claim.household)
+    return at_home and claim.sharing is placement.sharing
 
 
 def _wrong_claim(board: Board, placement: Placement) -> bool:
-    """Whether the GPU is claimed with another way of sharing; that claim has to go first, and its users before it."""
-    claims = board.facts.claims_on.get(placement.gpu_uuid, ())
-    return any(each.sharing is not placement.sharing for each in claims)
+    """Whether the GPU is claimed in another way; that claim has to go first, and its users before it."""
+    return any(not _takes(board, each, placement) for each in board.facts.claims_on.get(placement.gpu_uuid, ()))
 
 
 def _owners(board: Board, namespace: str, uuid: str) -> tuple[Serving, ...]:
@@ -252,7 +258,7 @@ def _claims(board: Board, todo: _Todo) -> None:
                 continue
             mine = [each for each in board.on[uuid] if each.serving.namespace == claim.namespace]
             used = any(each.serving.namespace == claim.namespace for each in pods)
-            if not used and not any(each.sharing is claim.sharing for each in mine):
+            if not used and not any(_takes(board, claim, each) for each in mine):
                 todo.stops.append(DeleteClaim(namespace=claim.namespace, name=claim.name, uid=claim.uid))
             elif (claim.namespace, uuid) not in applied:
                 owners = _owners(board, claim.namespace, uuid)

@@ -39,9 +39,14 @@ class GpuKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One device. `device_name` is its name in the DRA pool of its driver (`gpu-0`)."""
+    """One device. `device_name` is its name in the DRA pool of its driver (`gpu-0`).
+
+    `one_household`: its engines live together, so they are of one namespace, image and pod template. Where nobody
+    publishes devices, `uuid` names a place on the node instead; which device has it shows when something runs there.
+    """
 
     uuid: str
     node: str
     device_name: str
     kind: GpuKind
+    one_household: bool = False

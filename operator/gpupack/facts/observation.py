@@ -199,7 +199,11 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimSeen:
-    """A ResourceClaim of ours: one per namespace and GPU. `owners` are the uids of the servings that own it."""
+    """What holds a GPU for a namespace, one per namespace and GPU. `owners` are the uids of the servings that own it.
+
+    A ResourceClaim, or a pod that engines come into: then `household` says whose engines it takes and `engines` how
+    many, which cannot change while it is there.
+    """
 
     namespace: str
     name: str
@@ -208,6 +212,8 @@ class ClaimSeen:
     sharing: Sharing
     owners: tuple[str, ...]
     deleting: bool = False
+    household: str = ""
+    engines: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

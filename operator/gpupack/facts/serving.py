@@ -148,6 +148,7 @@ class Profile:
 class Serving:
     """A valid ModelServing. `template_hash` covers everything of the pod that is not the shape (image, args, env).
 
+    `household` stands for what engines of one pod have in common of it: image, secrets, cores, memory.
     `observes`: it is about engines that gpupack did not start, and starts none. `learned` is what live load has taught
     of its model and engine version, by kind of GPU, as it is written in the cluster.
     """
@@ -172,4 +173,5 @@ class Serving:
     mode: Mode
     profile: Profile | None = None
     observes: bool = False
+    household: str = ""
     learned: tuple[Belief, ...] = ()

@@ -84,10 +84,10 @@ def _replica(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
         shape=placement.shape,
         template_hash=placement.template_hash,
         content_hash=placement.content_hash,
-        phase=_phase(metadata, spec, status),
+        phase=phase_of(metadata, spec, status),
         created_at=seconds_of(metadata["creationTimestamp"]),
         ready_at=_ready_at(status),
-        deletion_at=_asked_to_stop_at(metadata),
+        deletion_at=asked_to_stop_at(metadata),
         in_service=True,
         address=None if address is None else f"{address}:{PORT}",
         restarts=max((each.get("restartCount", 0) for each in containers), default=0),
@@ -152,7 +152,7 @@ def min_available_of(budget: Mapping[str, Any]) -> int | None:
     return least if isinstance(least, int) else None
 
 
-def _phase(metadata: Mapping[str, Any], spec: Mapping[str, Any], status: Mapping[str, Any]) -> Phase:
+def phase_of(metadata: Mapping[str, Any], spec: Mapping[str, Any], status: Mapping[str, Any]) -> Phase:
     if "deletionTimestamp" in metadata:
         return Phase.STOPPING
     if status.get("phase") in ("Failed", "Succeeded"):
@@ -169,7 +169,7 @@ def _ready_at(status: Mapping[str, Any]) -> Seconds | None:
     return None
 
 
-def _asked_to_stop_at(metadata: Mapping[str, Any]) -> Seconds | None:
+def asked_to_stop_at(metadata: Mapping[str, Any]) -> Seconds | None:
     """`deletionTimestamp` is when the grace ends; it was asked for that much earlier."""
     if "deletionTimestamp" not in metadata:
         return None
@@ -189,7 +189,7 @@ def _message(status: Mapping[str, Any]) -> str:
         if waiting is not None and not (waiting.get("reason") == CRASHED and ended):
             return _words(waiting.get("reason", ""), waiting.get("message", ""))
         if ended is not None:
-            return _words(ended.get("reason", ""), quoted(_last_words(ended.get("message", ""))))
+            return _words(ended.get("reason", ""), quoted(last_words(ended.get("message", ""))))
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message", ""))
@@ -200,7 +200,7 @@ def _words(reason: str, message: str) -> str:
     return f"{reason}: {message}" if message else reason
 
 
-def _last_words(log: str) -> str:
+def last_words(log: str) -> str:
     """The error that the end of a log names. vLLM's last line often only points to the one that tells it."""
     errors = [match.group() for line in log.splitlines() if (match := ERROR.search(line))]
     telling = [each for each in errors if "root cause above" not in each]

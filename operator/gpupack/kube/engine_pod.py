@@ -17,11 +17,9 @@ from gpupack.facts.gpu import GpuKind
 from gpupack.facts.running import RunningEngine
 from gpupack.facts.serving import ServingKey
 from gpupack.kube import labels
-from gpupack.kube.node_resource import GpuByProduct, NodeRecord, PlacedDevice
+from gpupack.kube.node_resource import GpuByProduct, NodeRecord, PlacedDevice, kind_on
 from gpupack.kube.selector import Selector
-from gpupack.units import MIB, Bytes
 
-PRODUCT, PRODUCT_MEMORY_MIB = "nvidia.com/gpu.product", "nvidia.com/gpu.memory"
 DEFAULT_PORT = 8000
 PORT_NAMES = ("http", "metrics", "api", "vllm", "web")
 """Names under which charts publish a server's port, the likeliest first."""
@@ -176,8 +174,4 @@ def _kind_of_node(node: NodeRecord | None, kinds: set[GpuKind], gpu_by_product: 
     """The one kind of GPU of a node; None where it has several, none, or one that the catalog does not know."""
     if kinds:
         return next(iter(kinds)) if len(kinds) == 1 else None
-    product = None if node is None else node.labels.get(PRODUCT)
-    if node is None or product is None:
-        return None
-    memory = node.labels.get(PRODUCT_MEMORY_MIB, "")
-    return gpu_by_product(product, Bytes(int(memory) * MIB) if memory.isdecimal() else None)
+    return None if node is None else kind_on(node, gpu_by_product)

@@ -31,8 +31,21 @@ ENGINE_ARGUMENTS = f"{GROUP}/engine-arguments"
 PREDICTED = f"{GROUP}/predicted"
 UTILIZATION = f"{GROUP}/gpu-memory-utilization-percent"
 
+HOUSEHOLD = f"{GROUP}/household"
+"""On a pod that several engines come into: whose. Its orders and for how many it has cores are annotations."""
+ORDERS = f"{GROUP}/orders"
+ROOM = f"{GROUP}/room-for-engines"
+
+SERVICE_NAME = "kubernetes.io/service-name"
+SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
+
 DRIVER = "gpu.nvidia.com"
 DEVICE_CLASS = "gpu.nvidia.com"
 EXTENDED_RESOURCES = "nvidia.com/"
+PLUGIN_GPU = "nvidia.com/gpu"
+"""A whole GPU, as NVIDIA's device plugin offers it."""
+PRODUCT, PRODUCT_MEMORY_MIB = "nvidia.com/gpu.product", "nvidia.com/gpu.memory"
+PLUGIN_SHARING = "nvidia.com/gpu.sharing-strategy"
+"""What GPU feature discovery writes on nodes."""
 
 TRUE, FALSE = "true", "false"

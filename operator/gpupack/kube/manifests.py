@@ -31,6 +31,7 @@ WORST_LOAD_SECONDS = 1800
 """Downloading and loading 14 B parameters (28 GB) at 20 MB/s takes 23 minutes; a start that fails ends by itself."""
 PROBE_SECONDS = 2
 
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 CONTAINER = "engine"
 CLAIM = "gpu"
 HTTP = "http"
@@ -42,15 +43,16 @@ def pod(start: StartReplica, serving: Serving, template: EngineTemplate) -> dict
     assert template.hash == placement.template_hash, f"{placement.name} was planned from another template"
     metadata = template.pod.get("metadata", {})
     claim = claim_name(placement.gpu_uuid, placement.sharing)
+    marks, notes = replica_marks(start, serving, template)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": placement.name,
             "namespace": placement.serving.namespace,
-            "labels": {**metadata.get("labels", {}), **_pod_labels(placement, serving)},
-            "annotations": {**metadata.get("annotations", {}), **_pod_annotations(start, serving, template)},
-            "ownerReferences": [{**_owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
+            "labels": {**metadata.get("labels", {}), **marks},
+            "annotations": {**metadata.get("annotations", {}), **notes},
+            "ownerReferences": [{**owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
         },
         "spec": engine_spec(arguments(start, serving, template), template, claim),
     }
@@ -61,9 +63,20 @@ def engine_spec(
 ) -> dict[str, Any]:
     """A pod's spec with one engine on the GPU of that claim; `args` follow `vllm serve`."""
     own = template.pod
-    spec = {
+    return {
+        **pod_basics(own),
         "restartPolicy": restart_policy,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "resourceClaims": [{"name": CLAIM, "resourceClaimName": claim}],
+        "containers": [_container(args, template)],
+        **({"volumes": own["volumes"]} if "volumes" in own else {}),
+    }
+
+
+def pod_basics(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What every pod with engines has, with what the user's pod template says of it."""
+    basics = {
+        "restartPolicy": "Always",
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **own.get("securityContext", {})},
@@ -71,13 +84,16 @@ def engine_spec(
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
             *own.get("tolerations", ()),
         ],
-        "resourceClaims": [{"name": CLAIM, "resourceClaimName": claim}],
-        "containers": [_container(args, template)],
     }
-    for field in ("nodeSelector", "imagePullSecrets", "serviceAccountName", "priorityClassName", "volumes"):
-        if field in own:
-            spec[field] = own[field]
-    return spec
+    copied = ("nodeSelector", "imagePullSecrets", "serviceAccountName", "priorityClassName")
+    return {**basics, **{field: own[field] for field in copied if field in own}}
+
+
+def replica_marks(
+    start: StartReplica, serving: Serving, template: EngineTemplate
+) -> tuple[dict[str, str], dict[str, str]]:
+    """A replica's labels and annotations; they hold everything that a plan needs to know of it."""
+    return _pod_labels(start.placement, serving), _pod_annotations(start, serving, template)
 
 
 def arguments(start: StartReplica, serving: Serving, template: EngineTemplate) -> list[str]:
@@ -137,7 +153,7 @@ def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[
                 labels.GPU: apply.gpu_uuid,
                 labels.SHARING: apply.sharing.value,
             },
-            "ownerReferences": [_owner(key, uids[key]) for key in sorted(apply.owners)],
+            "ownerReferences": [owner(key, uids[key]) for key in sorted(apply.owners)],
         },
         "spec": {"devices": devices},
     }
@@ -154,14 +170,18 @@ def gpu_request(uuids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def service(serving: Serving) -> dict[str, Any]:
-    """The address of a serving: every ready replica that has not been taken out of service."""
+def service(serving: Serving, *, selects: bool = True) -> dict[str, Any]:
+    """The address of a serving: every ready replica that has not been taken out of service.
+
+    Where a pod is not a replica it selects none, and gpupack writes its EndpointSlices itself.
+    """
+    selector = {labels.SERVING: serving.key.name, labels.IN_SERVICE: labels.TRUE}
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _shared_metadata(serving),
         "spec": {
-            "selector": {labels.SERVING: serving.key.name, labels.IN_SERVICE: labels.TRUE},
+            "selector": selector if selects else None,
             "ports": [{"name": HTTP, "port": PORT, "targetPort": HTTP, "protocol": "TCP"}],
         },
     }
@@ -190,7 +210,7 @@ def _container(args: Sequence[str], template: EngineTemplate) -> dict[str, Any]:
         "image": template.image,
         "command": ["vllm", "serve"],
         "args": list(args),
-        "env": _environment(template),
+        "env": environment(template),
         "ports": [{"name": HTTP, "containerPort": PORT, "protocol": "TCP"}],
         # Requests equal limits (Guaranteed): with the static CPU manager each engine has cores of its own; without
         # them two engines on a GPU can be slower than one.
@@ -201,14 +221,14 @@ def _container(args: Sequence[str], template: EngineTemplate) -> dict[str, Any]:
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         # vLLM writes no termination message; the end of its log says why it refused to start.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": RESTRICTED,
     }
     if "volumeMounts" in template.pod:
         container["volumeMounts"] = template.pod["volumeMounts"]
     return container
 
 
-def _environment(template: EngineTemplate) -> list[dict[str, Any]]:
+def environment(template: EngineTemplate) -> list[dict[str, Any]]:
     """By name; the user's value wins over gpupack's."""
     variables: dict[str, dict[str, Any]] = {
         "OMP_NUM_THREADS": {"value": str(template.cpu_cores)},
@@ -257,7 +277,7 @@ def _shared_metadata(serving: Serving) -> dict[str, Any]:
         "name": serving.key.name,
         "namespace": serving.key.namespace,
         "labels": {**_app_labels(serving), labels.POOL: serving.pool, labels.SERVING: serving.key.name},
-        "ownerReferences": [{**_owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
+        "ownerReferences": [{**owner(serving.key, serving.uid), "controller": True, "blockOwnerDeletion": True}],
     }
 
 
@@ -271,7 +291,7 @@ def _app_labels(serving: Serving) -> dict[str, str]:
     }
 
 
-def _owner(key: ServingKey, uid: str) -> dict[str, Any]:
+def owner(key: ServingKey, uid: str) -> dict[str, Any]:
     return {"apiVersion": labels.API_VERSION, "kind": "ModelServing", "name": key.name, "uid": uid}
 
 

@@ -6,7 +6,8 @@ two put records together. Knows the DRA driver's attribute names, not the catalo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from gpupack.facts.gpu import Gpu, GpuKind
 from gpupack.facts.observation import Holder, NodeSeen
 from gpupack.kube import labels
 from gpupack.kube.quantities import number_of
-from gpupack.units import Bytes, parse_bytes
+from gpupack.units import MIB, Bytes, parse_bytes
 
 GpuByProduct = Callable[[str, Bytes | None], GpuKind | None]
 """A GPU kind by the driver's product name and, where it is published, the device's memory; None if it is unknown."""
 
 NAMELESS = "a GPU without productName"
+LABEL_LIMIT = 63
 BLOCKING_TAINTS = ("NoSchedule", "NoExecute")
 
 
@@ -64,24 +66,32 @@ class UnknownDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """`cpu_cores` is what pods may have of it in all. `cordoned`: it takes no new ones."""
+    """`cpu_cores` is what pods may have of it in all, `gpus` the whole ones that its device plugin offers.
+
+    `cordoned`: it takes no new ones.
+    """
 
     name: str
     ready: bool
     labels: Mapping[str, str]
     cpu_cores: float
     cordoned: bool = False
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignPod:
-    """A pod that is not ours and has a node. `extended` is the GPU resource it asks a device plugin for, or None."""
+    """A pod that is not ours and has a node. `extended` is the GPU resource it asks a device plugin for, or None.
+
+    `gpus` is how many whole ones it asks for.
+    """
 
     namespace: str
     name: str
     node: str
     cpu_cores: float
     extended: str | None
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +125,7 @@ def node_of(node: Mapping[str, Any]) -> NodeRecord:
         labels=node["metadata"].get("labels", {}),
         cpu_cores=number_of(status.get("allocatable", {}).get("cpu", "0")),
         cordoned=bool(node.get("spec", {}).get("unschedulable", False)),
+        gpus=int(number_of(status.get("allocatable", {}).get(labels.PLUGIN_GPU, "0"))),
     )
 
 
@@ -133,6 +144,7 @@ def foreign_pod_of(pod: Mapping[str, Any]) -> ForeignPod | None:
         node=spec["nodeName"],
         cpu_cores=_cpu_cores(spec),
         extended=None if "extendedResourceClaimStatus" in status else _extended(spec),
+        gpus=0 if "extendedResourceClaimStatus" in status else _gpus(spec),
     )
 
 
@@ -163,6 +175,47 @@ def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tup
     return tuple(sorted(placed, key=lambda device: (device.gpu.node, device.gpu.device_name)))
 
 
+def places_of(
+    nodes: Iterable[NodeRecord], slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct
+) -> tuple[PlacedDevice, ...]:
+    """The GPUs that a device plugin offers, on nodes of which no driver publishes devices.
+
+    Which device a pod gets is the plugin's choice, so these are places, as many as the node has GPUs. Nodes whose
+    plugin shares or cuts GPUs offer no whole one.
+    """
+    published = {each.node for each in slices}
+    return tuple(
+        PlacedDevice(
+            gpu=Gpu(
+                uuid=place_name(node.name, number), node=node.name, device_name=f"gpu-{number}", kind=kind,
+                one_household=True,
+            ),
+            pool="", taint=None,
+        )
+        for node in sorted(nodes, key=lambda each: each.name)
+        if node.name not in published and node.gpus and node.labels.get(labels.PLUGIN_SHARING, "none") == "none"
+        if (kind := kind_on(node, gpu_by_product)) is not None
+        for number in range(node.gpus)
+    )  # fmt: skip
+
+
+def place_name(node: str, number: int) -> str:
+    """Stands for one of a node's GPUs where a uuid would: a label's value, so at most 63 characters."""
+    tail = f"-gpu-{number}"
+    if len(node) + len(tail) <= LABEL_LIMIT:
+        return node + tail
+    return f"{node[:40].rstrip('-.')}-{hashlib.sha256(node.encode()).hexdigest()[:10]}{tail}"
+
+
+def kind_on(node: NodeRecord, gpu_by_product: GpuByProduct) -> GpuKind | None:
+    """The kind of a node's GPUs by what GPU feature discovery wrote on it; None if it wrote nothing that is known."""
+    product = node.labels.get(labels.PRODUCT)
+    if product is None:
+        return None
+    memory = node.labels.get(labels.PRODUCT_MEMORY_MIB, "")
+    return gpu_by_product(product, Bytes(int(memory) * MIB) if memory.isdecimal() else None)
+
+
 def unknown_devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[UnknownDevice, ...]:
     """GPUs that stand in the cluster and whose product is not in the catalog, in the order of the slices."""
     return tuple(
@@ -174,12 +227,16 @@ def unknown_devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct
 
 
 def holders_of(
-    devices: Iterable[PlacedDevice], claims: Iterable[ForeignClaim], pods: Iterable[ForeignPod]
+    devices: Iterable[PlacedDevice],
+    claims: Iterable[ForeignClaim],
+    pods: Iterable[ForeignPod],
+    taken: Collection[str] = (),
 ) -> tuple[Holder, ...]:
     """Who else is on which GPU, by GPU and name.
 
-    A device plugin's pod does not say which GPU it has, so it holds every GPU of its node. A tainted device is held by
-    its taint: the scheduler would still let further pods of an allocated claim onto it.
+    A device plugin's pod does not say which GPU it has, so it holds every GPU of its node; but of places, which stand
+    for any GPU of the node, as many as it asks for: the last ones that are not `taken` by pods of ours. A tainted
+    device is held by its taint: the scheduler would still let further pods of an allocated claim onto it.
     """
     devices = tuple(devices)
     by_name = {(device.pool, device.gpu.device_name): device.gpu.uuid for device in devices}
@@ -190,14 +247,19 @@ def holders_of(
         if device in by_name
     }
     on_node: dict[str, list[str]] = {}
+    free: dict[str, list[str]] = {}
     for device in devices:
-        on_node.setdefault(device.gpu.node, []).append(device.gpu.uuid)
+        places = free if device.gpu.one_household else on_node
+        if device.gpu.uuid not in taken or places is on_node:
+            places.setdefault(device.gpu.node, []).append(device.gpu.uuid)
         if device.taint is not None:
             held.add(Holder(gpu_uuid=device.gpu.uuid, kind="DeviceTaint", name=device.taint))
     for pod in pods:
         if pod.extended is not None:
             name = f"{pod.namespace}/{pod.name}"
             held.update(Holder(gpu_uuid=uuid, kind="Pod", name=name) for uuid in on_node.get(pod.node, ()))
+            left = free.get(pod.node, [])
+            held.update(Holder(gpu_uuid=left.pop(), kind="Pod", name=name) for _ in range(min(pod.gpus, len(left))))
     return tuple(sorted(held, key=lambda holder: (holder.gpu_uuid, holder.kind, holder.name)))
 
 
@@ -263,6 +325,16 @@ def _cpu_cores(spec: Mapping[str, Any]) -> float:
 
 def _requested(container: Mapping[str, Any], resource: str) -> float:
     return number_of(container.get("resources", {}).get("requests", {}).get(resource, "0"))
+
+
+def _gpus(spec: Mapping[str, Any]) -> int:
+    """As the scheduler counts: containers together, or the largest init container."""
+    starting = max((_limited(each) for each in spec.get("initContainers", ())), default=0)
+    return max(starting, sum(_limited(each) for each in spec["containers"]))
+
+
+def _limited(container: Mapping[str, Any]) -> int:
+    return int(number_of(container.get("resources", {}).get("limits", {}).get(labels.PLUGIN_GPU, "0")))
 
 
 def _extended(spec: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from gpupack.errors import Invalid
@@ -30,10 +30,12 @@ from gpupack.facts.observation import (
 )
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Profile, Serving, ServingKey
-from gpupack.kube import child_resource, labels, manifests, node_resource, profile_resource
+from gpupack.kube import child_resource, host_resource, labels, manifests, node_resource, profile_resource
 from gpupack.kube.api import Api
 from gpupack.kube.child_resource import Child
 from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
+from gpupack.kube.host_resource import HostPod, HostReport, SliceThere
+from gpupack.kube.hosts import Hosts
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.node_resource import (
     ForeignClaim,
@@ -52,6 +54,7 @@ from gpupack.units import Seconds
 STALE_SECONDS = 90.0
 """Bookmarks come about once a minute; a mirror that heard nothing for longer may be wrong."""
 MANAGED = f"{labels.MANAGER}={labels.MANAGED_BY}"
+OUR_SLICES = f"{labels.SLICE_MANAGER}={labels.GROUP}"
 
 POOLS = f"/apis/{labels.API_VERSION}/gpupools"
 SERVINGS = f"/apis/{labels.API_VERSION}/modelservings"
@@ -93,6 +96,8 @@ class PodAddress:
 class PodRecord:
     """A pod that has a node, or is ours. `pool` is that of our own; `foreign` is what others' pods hold.
 
+    `host`: it is ours and holds a GPU for the engines that come into it.
+
     `engine`: it is not ours and runs vLLM. `edited`: a whole pod of ours whose marks somebody changed.
     """
 
@@ -102,6 +107,7 @@ class PodRecord:
     address: PodAddress | None
     engine: EnginePod | None = None
     edited: Mapping[str, Any] | None = None
+    host: HostPod | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,8 @@ class ClaimRecord:
 def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
     pool = child_resource.pool_of_child(pod)
     try:
+        if (host := host_resource.host_of(pod)) is not None:
+            return PodRecord(replica=None, pool=pool, foreign=None, address=None, host=host)
         replica = child_resource.replica_of(pod)
     except (KeyError, ValueError):
         # One of ours whose marks were changed cannot be planned with, but it does hold memory somewhere on its node.
@@ -143,7 +151,7 @@ def _engine_or_stranger(pod: PodRecord, watches: Mapping[ServingKey, Watch]) -> 
 def _is_worth_a_tick(pod: PodRecord) -> bool:
     """Ours, and those that hold a GPU; the many others are looked at by the next tick anyway."""
     holds = pod.foreign is not None and pod.foreign.extended is not None
-    return pod.replica is not None or pod.edited is not None or holds
+    return pod.replica is not None or pod.edited is not None or pod.host is not None or holds
 
 
 def _as_planned(pool: PoolResource, pods: Sequence[PodRecord]) -> Sequence[PodRecord]:
@@ -215,9 +223,14 @@ class Mirrors:
     """
 
     def __init__(
-        self, api: Api, lookups: Lookups, stir: Callable[[], None], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, api: Api, lookups: Lookups, stir: Callable[[], None], *, clock: Callable[[], float] = time.monotonic,
+        pod_proxy: str | None = None,
+    ) -> None:  # fmt: skip
         self._lookups = lookups
+
+        def pods_stirred() -> None:
+            self.hosts.look()
+            stir()
 
         def profile(obj: Mapping[str, Any]) -> Profile | Belief | Invalid | None:
             if (belief := profile_resource.belief_of(obj)) is not None or "points" not in obj["spec"]:
@@ -236,15 +249,22 @@ class Mirrors:
             record: Callable[[dict[str, Any]], Any],
             selector: str = "",
             matters: Callable[[Any], bool] = lambda _record: True,
+            stirs: Callable[[], None] = stir,
         ) -> Mirror[Any]:
             return Mirror(
-                api, path, record, stir, name=name, label_selector=selector, matters=matters, clock=clock
+                api, path, record, stirs, name=name, label_selector=selector, matters=matters, clock=clock
             )  # fmt: skip
 
         self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
         self.servings: Mirror[ServingResource] = mirror("modelservings", SERVINGS, serving)
         self.profiles: Mirror[Profile | Belief | Invalid] = mirror("modelprofiles", PROFILES, profile)
-        self.pods: Mirror[PodRecord] = mirror("pods", "/api/v1/pods", pod_record, matters=_is_worth_a_tick)
+        self.pods: Mirror[PodRecord] = mirror(
+            "pods", "/api/v1/pods", pod_record, matters=_is_worth_a_tick, stirs=pods_stirred
+        )
+        self.hosts = Hosts(api, self.host_pods, stir, pod_proxy=pod_proxy)
+        self.endpoint_slices: Mirror[SliceThere] = mirror(
+            "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices", host_resource.slice_there, OUR_SLICES
+        )
         self.nodes: Mirror[NodeRecord] = mirror("nodes", "/api/v1/nodes", node_resource.node_of)
         self.slices: Mirror[SliceSeen] = mirror(
             "resourceslices", "/apis/resource.k8s.io/v1/resourceslices", node_resource.slice_of
@@ -260,21 +280,32 @@ class Mirrors:
     def each(self) -> tuple[Mirror[Any], ...]:
         return (
             self.pools, self.servings, self.profiles, self.pods, self.nodes, self.slices, self.claims, self.services,
-            self.budgets,
+            self.budgets, self.endpoint_slices,
         )  # fmt: skip
 
     def runs(self) -> tuple[Coroutine[None, None, None], ...]:
-        return tuple(mirror.run() for mirror in self.each())
+        return (*(mirror.run() for mirror in self.each()), self.hosts.run(self.pods.synced))
 
     async def synced(self) -> None:
         for mirror in self.each():
             await mirror.synced.wait()
+        await self.hosts.synced.wait()
+
+    def host_pods(self) -> tuple[HostPod, ...]:
+        return tuple(each.host for each in self.pods.all() if each.host is not None)
+
+    def engines_of(self, hosts: Iterable[HostPod]) -> tuple[ReplicaSeen, ...]:
+        return tuple(each for host in hosts for each in host_resource.replicas_in(host, self.hosts.report(host)))
 
     def stale(self) -> tuple[str, ...]:
         return tuple(sorted(mirror.name for mirror in self.each() if mirror.age > STALE_SECONDS))
 
     def devices(self) -> tuple[PlacedDevice, ...]:
-        return node_resource.devices_of(self.slices.all(), self._lookups.gpu_by_product)
+        """Those that a driver publishes, and the places of nodes where none does."""
+        known, slices = self._lookups.gpu_by_product, self.slices.all()
+        return (
+            *node_resource.devices_of(slices, known), *node_resource.places_of(self.nodes.all(), slices, known),
+        )  # fmt: skip
 
     def unknown_devices(self) -> tuple[UnknownDevice, ...]:
         return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
@@ -316,7 +347,11 @@ class Mirrors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One pool's part of the cluster at one moment. `resources` are its servings as read, by key."""
+    """One pool's part of the cluster at one moment. `resources` are its servings as read, by key.
+
+    `hosts` are its pods that engines come into, `reports` what their supervisors said, by uid. `slices` are all
+    EndpointSlices that gpupack wrote.
+    """
 
     pool: PoolResource
     problem: str | None
@@ -334,6 +369,19 @@ class Scene:
     running: tuple[RunningEngine, ...] = ()
     appraisals: tuple[Appraisal, ...] = ()
     unknown_products: tuple[str, ...] = ()
+    hosts: tuple[HostPod, ...] = ()
+    reports: Mapping[str, HostReport] = field(default_factory=dict)
+    slices: tuple[SliceThere, ...] = ()
+
+    @property
+    def has_households(self) -> bool:
+        """Whether replicas of this pool may be engines inside one pod."""
+        return any(gpu.one_household for gpu in self.gpus) or bool(self.hosts)
+
+    def device_of(self, gpu: Gpu) -> str:
+        """The uuid of a GPU as exporters call it; of a place that of the device that a pod got there."""
+        here = [self.reports.get(each.claim.uid) for each in self.hosts if each.claim.gpu_uuid == gpu.uuid]
+        return next((each.device for each in here if each is not None and each.device), gpu.uuid)
 
     def observation(
         self,
@@ -381,7 +429,11 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
     pods, claims = _as_planned(pool, mirrors.pods.all()), mirrors.claims.all()
     foreign_pods = [pod.foreign for pod in pods if pod.foreign is not None]
     foreign_claims = [claim.foreign for claim in claims if claim.foreign is not None]
-    neighbours = [pod.replica for pod in pods if pod.replica is not None and pod.pool != name]
+    hosts = tuple(pod.host for pod in pods if pod.host is not None and pod.host.pool == name)
+    neighbours = [
+        *(pod.replica for pod in pods if pod.replica is not None and pod.pool != name),
+        *mirrors.engines_of(pod.host for pod in pods if pod.host is not None and pod.host.pool != name),
+    ]
     resources = {each.key: each for each in mirrors.servings.all() if each.pool == name and not each.deleting}
     found = [serving_of(each, profile_of=mirrors.profile) for each in resources.values()]
     servings = tuple(replace(each, learned=mirrors.learned(each)) for each in found if isinstance(each, Serving))
@@ -394,10 +446,19 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         refused=tuple(each for each in found if isinstance(each, Refused)),
         gpus=gpus,
         nodes=_nodes(on_nodes, node_records, foreign_pods, neighbours, devices, mirrors),
-        holders=_holders(mine, foreign_claims, foreign_pods, neighbours),
-        claims=tuple(claim.ours for claim in claims if claim.ours is not None and claim.pool == name),
-        replicas=tuple(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
-        services=_services(servings, mirrors),
+        holders=_holders(mine, foreign_claims, foreign_pods, neighbours, {each.claim.gpu_uuid for each in hosts}),
+        claims=(
+            *(claim.ours for claim in claims if claim.ours is not None and claim.pool == name),
+            *(each.claim for each in hosts),
+        ),
+        replicas=(
+            *(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
+            *mirrors.engines_of(hosts),
+        ),
+        services=_services(servings, mirrors, selects=not (hosts or any(gpu.one_household for gpu in gpus))),
+        hosts=hosts,
+        reports={each.claim.uid: told for each in hosts if (told := mirrors.hosts.report(each)) is not None},
+        slices=mirrors.endpoint_slices.all(),
         exporters=_exporters(pool, pods, on_nodes),
         stale=mirrors.stale(),
         running=mirrors.running(resources, pods, foreign_claims, devices, node_records),
@@ -440,6 +501,7 @@ def _holders(
     claims: Iterable[ForeignClaim],
     pods: Iterable[ForeignPod],
     neighbours: Iterable[ReplicaSeen],
+    taken: set[str],
 ) -> tuple[Holder, ...]:
     """Others, and replicas that another pool has left on a GPU that is this pool's now."""
     uuids = {device.gpu.uuid for device in mine}
@@ -450,7 +512,7 @@ def _holders(
     ]
     return tuple(
         sorted(
-            (*node_resource.holders_of(mine, claims, pods), *left),
+            (*node_resource.holders_of(mine, claims, pods, taken), *left),
             key=lambda holder: (holder.gpu_uuid, holder.kind, holder.name),
         )
     )
@@ -481,13 +543,13 @@ def _nodes(
     return node_resource.nodes_of((records[name] for name in sorted(wanted)), (*pods, *others))
 
 
-def _services(servings: Iterable[Serving], mirrors: Mirrors) -> tuple[ServiceSeen, ...]:
+def _services(servings: Iterable[Serving], mirrors: Mirrors, *, selects: bool) -> tuple[ServiceSeen, ...]:
     """One that somebody edited counts as absent, so that it is applied again."""
     return tuple(
         ServiceSeen(
             serving=each.key,
             has_service=child_resource.stands(
-                mirrors.services.get(each.key.namespace, each.key.name), manifests.service(each)
+                mirrors.services.get(each.key.namespace, each.key.name), manifests.service(each, selects=selects)
             ),
             min_available=_min_available(each, mirrors.budgets.get(each.key.namespace, each.key.name)),
         )

@@ -8,17 +8,22 @@ manager; deletions name the uid. Knows how, not whether.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 from gpupack.facts.belief import Belief
+from gpupack.facts.gpu import Gpu
 from gpupack.facts.serving import Serving, ServingKey
-from gpupack.kube import labels, manifests, profile_resource
+from gpupack.host.orders import Orders, orders_text
+from gpupack.kube import host_resource, labels, manifests, profile_resource
 from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
 from gpupack.kube.conditions import conditions_to_list
+from gpupack.kube.host_resource import HostPod
 from gpupack.kube.observe import POOLS, Scene
 from gpupack.kube.pool_resource import pool_status_to_dict
 from gpupack.kube.serving_resource import ServingResource, serving_status_to_dict
@@ -157,13 +162,16 @@ class Performed:
 class Performer:
     """Carries out actions in their order. One action that is refused does not stop those after it.
 
-    `reporter` names this process in events. A view of the pods may be older than what this process did: until it sees a
-    pod that it started itself, it starts no other on that GPU. A new process begins with a whole list.
+    `image` is the operator's own, from which pods get their supervisor. `reporter` names this process in events. A view
+    of the pods may be older than what this process did: until it sees a pod that it started itself, it starts no other
+    on that GPU, and what it ordered inside a pod counts. A new process begins with a whole list.
     """
 
-    def __init__(self, api: Api, reporter: str) -> None:
+    def __init__(self, api: Api, reporter: str, image: str = "") -> None:
         self._api = api
         self._reporter = reporter
+        self._image = image
+        self._orders: dict[str, Orders] = {}
         self._unseen: dict[tuple[str, str], str] = {}
 
     async def perform(self, scene: Scene, actions: tuple[Action, ...], now: Seconds) -> list[Performed]:
@@ -187,18 +195,30 @@ class Performer:
         match action:
             case ApplyClaim():
                 uids = {key: resource.uid for key, resource in scene.resources.items()}
-                if all(owner in uids for owner in action.owners):
+                gpu = next((each for each in scene.gpus if each.uuid == action.gpu_uuid), None)
+                if not all(owner in uids for owner in action.owners):
+                    return
+                if gpu is not None and gpu.one_household:
+                    await self._open_host(scene, action, gpu, uids)
+                else:
                     await _apply(api, manifests.claim(action, scene.pool.name, uids))
+            case DeleteClaim() if any(each.claim.uid == action.uid for each in scene.hosts):
+                await api.delete(f"{_collection('Pod', action.namespace)}/{action.name}", uid=action.uid)
             case DeleteClaim():
                 await api.delete(f"{_collection('ResourceClaim', action.namespace)}/{action.name}", uid=action.uid)
             case ApplyService():
                 if (serving := servings.get(action.serving)) is not None:
-                    await _apply_shared(api, manifests.service(serving))
+                    await _apply_shared(api, manifests.service(serving, selects=not scene.has_households))
             case ApplyBudget():
                 if (serving := servings.get(action.serving)) is not None:
                     await _apply_shared(api, manifests.budget(serving, action.min_available))
             case StartReplica():
-                await self._start(scene, action, servings)
+                await self._start(scene, action, servings, now)
+            case LeaveService() | StopReplica() if (host := _host_of(scene, action)) is not None:
+                change = host_resource.out_of_service if isinstance(action, LeaveService) else (
+                    host_resource.without_engine
+                )  # fmt: skip
+                await self._order(host, change(self._orders_of(host), action.name))
             case MarkReplica():
                 path = f"{_collection('Pod', action.placement.serving.namespace)}/{action.placement.name}"
                 if (serving := servings.get(action.placement.serving)) is not None:
@@ -217,13 +237,76 @@ class Performer:
             case _:
                 assert_never(action)
 
-    async def _start(self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving]) -> None:
+    async def _open_host(self, scene: Scene, apply: ApplyClaim, gpu: Gpu, uids: Mapping[ServingKey, str]) -> None:
+        """A pod for this GPU. One that is there gets its owners; nothing else of it can change."""
+        owners = [each for each in scene.servings if each.key in apply.owners]
+        if not owners:
+            return
+        serving = min(owners, key=lambda each: each.key)
+        path = _collection("Pod", apply.namespace)
+        for host in scene.hosts:
+            if (host.claim.gpu_uuid, host.claim.household) == (gpu.uuid, serving.household):
+                references = host_resource.owners(apply, uids)
+                body = {"metadata": {"uid": host.claim.uid, "ownerReferences": references}}
+                await self._api.merge(f"{path}/{host.claim.name}", body)
+                return
+        token = host_resource.token_secret(apply.namespace, secrets.token_urlsafe(32))
+        with contextlib.suppress(Conflict):  # there is one
+            await self._api.create(f"/api/v1/namespaces/{apply.namespace}/secrets", token)
+        plan, kind = scene.pool.plan, gpu.kind.name
+        chosen = [] if plan is None else [each for each in plan.shapes if each.gpu_kind == kind]
+        best = max((each.replicas_per_gpu for each in chosen if each.serving in apply.owners), default=1)
+        node = next(each for each in scene.nodes if each.name == gpu.node)
+        beside = sum(1 for each in scene.gpus if each.node == gpu.node)
+        room = host_resource.room_for(serving, beside, node.cpu_cores - node.cpu_cores_of_others, best)
+        template = scene.resources[serving.key].template
+        body = host_resource.host_pod(
+            apply, gpu, serving, template, room=room, pool=scene.pool.name, image=self._image, uids=uids
+        )  # fmt: skip
+        await _apply(self._api, body)
+
+    def _orders_of(self, host: HostPod) -> Orders:
+        """What this process wrote last, if the mirror does not show it yet."""
+        wrote = self._orders.get(host.claim.uid, host.orders)
+        return max(wrote, host.orders, key=lambda orders: orders.generation)
+
+    async def _order(self, host: HostPod, orders: Orders) -> None:
+        if orders.generation == host.orders.generation:
+            return
+        notes = {labels.ORDERS: orders_text(orders)}
+        path = f"{_collection('Pod', host.claim.namespace)}/{host.claim.name}"
+        try:
+            await self._api.merge(path, {"metadata": {"uid": host.claim.uid, "annotations": notes}})
+        except (NotFound, Conflict):
+            return  # the pod has gone by itself
+        self._orders[host.claim.uid] = orders
+
+    async def write_slices(self, scene: Scene) -> None:
+        """Which engines clients may go to. An engine whose supervisor is not heard stays where it stands."""
+        if not scene.has_households:
+            return
+        for body in host_resource.slices_to_write(scene.servings, scene.replicas, scene.slices, _unheard(scene)):
+            await _apply(self._api, body)
+
+    async def _start(
+        self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving], now: Seconds
+    ) -> None:
         key = action.placement.serving
         serving, resource = servings.get(key), scene.resources.get(key)
         if serving is None or resource is None or resource.template.hash != action.placement.template_hash:
             return  # it was planned from a spec that is no longer: the next plan will say what to do
+        uuid = action.placement.gpu_uuid
+        if any(gpu.one_household for gpu in scene.gpus if gpu.uuid == uuid):
+            held = (key.namespace, uuid, serving.household)
+            for host in scene.hosts:
+                if held == (host.claim.namespace, host.claim.gpu_uuid, host.claim.household):
+                    orders = self._orders_of(host)
+                    await self._order(
+                        host, host_resource.with_engine(orders, action, serving, resource.template, now)
+                    )  # fmt: skip
+            return  # a pod that was asked for in this tick takes the engine when it is seen
         body = manifests.pod(action, serving, resource.template)
-        name, uuid = (key.namespace, body["metadata"]["name"]), action.placement.gpu_uuid
+        name = (key.namespace, body["metadata"]["name"])
         if await self._waits(name, uuid, scene):
             return  # asked for again by the next tick
         await _apply(self._api, body)
@@ -285,6 +368,7 @@ async def carry_out(
     Raises Conflict (nothing was done), NotFound or Unavailable (some of it may have been done).
     """
     committed = await commit(api, scene, outcome, now)
+    await performer.write_slices(scene)  # an engine leaves its slice before it is stopped
     return committed, await performer.perform(scene, outcome.actions, now)
 
 
@@ -304,6 +388,19 @@ async def keep(api: Api, belief: Belief) -> None:
     except NotFound:
         await api.apply(path, body)
         await api.apply(f"{path}/status", status)
+
+
+def _host_of(scene: Scene, action: LeaveService | StopReplica) -> HostPod | None:
+    """The pod that this engine is in; None for one that has its own."""
+    name = (action.serving.namespace, action.name)
+    return next(
+        (each for each in scene.hosts for engine in each.engines if (each.claim.namespace, engine.name) == name), None
+    )
+
+
+def _unheard(scene: Scene) -> frozenset[str]:
+    """Addresses of pods whose supervisors have not been heard since this process began."""
+    return frozenset(each.ip for each in scene.hosts if each.ip and each.claim.uid not in scene.reports)
 
 
 def subject_of(action: Action) -> str:
@@ -327,6 +424,7 @@ _COLLECTIONS = {
     "Pod": "/api/v1/namespaces/{}/pods",
     "Service": "/api/v1/namespaces/{}/services",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     "ResourceClaim": "/apis/resource.k8s.io/v1/namespaces/{}/resourceclaims",
 }
 

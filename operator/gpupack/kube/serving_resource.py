@@ -187,6 +187,13 @@ def template_hash(template: EngineTemplate) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def household_of(template: EngineTemplate) -> str:
+    """Ten hex digits over what engines of one pod have in common; their models and arguments may differ."""
+    own = ("model", "revision", "dtype", "version", "args", "hash")
+    fields = {name: value for name, value in {**asdict(template), "pod": dict(template.pod)}.items() if name not in own}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()[:10]
+
+
 def version_of_image(image: str) -> str | None:
     """`0.33.0` from `vllm/vllm-openai:v0.33.0`; None for a tag that is no version."""
     match = _IMAGE_VERSION.search(image)
@@ -327,6 +334,7 @@ def _serving(
             sharing=SharingWish(spec.get("sharing", SharingWish.AUTO)),
             mode=Mode(spec.get("mode", Mode.ACTIVE)),
             observes="observe" in spec,
+            household=household_of(template),
         )
     except Invalid as invalid:
         return _refused(key, metadata["uid"], metadata["generation"], invalid)

@@ -46,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     nodes = parser.add_argument_group("nodes")
     nodes.add_argument("--node-name", default="virtual-1", help="with --nodes above 1: NAME-1, NAME-2, ...")
     nodes.add_argument("--nodes", type=int, default=1)
+    nodes.add_argument(
+        "--plugin-nodes", type=int, default=0,
+        help="so many more, NAME-plugin-1 and on, whose GPUs a device plugin offers instead of DRA",
+    )  # fmt: skip
     nodes.add_argument("--gpus", type=int, default=2, help="GPUs of each node")
     nodes.add_argument("--gpu-kind", default="H100-80GB", help="a GPU of `gpupack catalog`")
     nodes.add_argument("--cpus", type=int, default=96, help="allocatable cores of each node")
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
-    for flag, least in (("nodes", 1), ("gpus", 0), ("cpus", 1)):
+    for flag, least in (("nodes", 1), ("plugin_nodes", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(args, flag) < least:
             raise Invalid(f"--{flag}", f"{getattr(args, flag)} is too few", f"give at least {least}")
     try:
@@ -95,6 +99,7 @@ def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
         kubeconfig=kubeconfig,
         gpu=catalog.gpu(args.gpu_kind, "--gpu-kind"),
         node_names=tuple(f"{args.node_name}-{n + 1}" if several else args.node_name for n in range(args.nodes)),
+        plugin_nodes=tuple(f"{args.node_name}-plugin-{n + 1}" for n in range(args.plugin_nodes)),
         gpus_a_node=args.gpus,
         machine=Machine(cpu_cores=args.cpus, memory=memory),
         start_seconds=args.start_seconds,

@@ -21,6 +21,7 @@ from gpupack.kube.api import Api, ApiError, Conflict, NotFound
 from gpupack.kube.times import rfc3339
 from gpupack.node.addresses import Addresses
 from gpupack.node.container_life import FIRST_BACKOFF_SECONDS, ContainerLife
+from gpupack.node.device_plugin import DevicePlugin
 from gpupack.node.pods import Container, Pod
 from gpupack.node.program import Device, Launch, Program, Sandbox
 from gpupack.units import Seconds
@@ -35,13 +36,23 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What all pods of a node share. `address` is the node's own."""
+    """What all pods of a node share. `address` is the node's own; `plugin` gives out GPUs where no claim does."""
 
     api: Api
     address: str
     addresses: Addresses
     launch: Launch
     first_backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    plugin: DevicePlugin | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a pod waits for before its containers start; environments and files by container."""
+
+    environs: dict[str, dict[str, str]]
+    files: dict[str, dict[str, bytes]]
+    devices: tuple[Device, ...]
 
 
 class PodLife:
@@ -76,6 +87,8 @@ class PodLife:
                 writing.cancel()
         finally:
             self._host.addresses.give_back(self._address)
+            if self._host.plugin is not None:
+                self._host.plugin.give_back(self._pod.uid)
 
     async def _live(self, group: asyncio.TaskGroup) -> None:
         preparing = group.create_task(self._prepare())
@@ -132,8 +145,8 @@ class PodLife:
 
     # What a pod needs before its containers start
 
-    async def _prepare(self) -> tuple[dict[str, dict[str, str]], tuple[Device, ...]]:
-        """Each container's environment, and the devices of the pod's claims."""
+    async def _prepare(self) -> Prepared:
+        """Each container's environment and files, and the pod's devices."""
         devices: list[Device] = []
         for name in self._pod.claims:
             path = CLAIMS.format(self._pod.namespace, name)
@@ -141,9 +154,22 @@ class PodLife:
                 self._wait_for(f"ResourceClaim {name} is not allocated")
                 await asyncio.sleep(AGAIN_SECONDS)
             devices += found
-        environ = {spec.name: await self._environ(spec) for spec in self._pod.containers}
+        if self._host.plugin is not None and self._pod.gpus:
+            devices += self._host.plugin.take(self._pod.uid, self._pod.gpus)
+        environs = {spec.name: await self._environ(spec) for spec in self._pod.containers}
+        files = {spec.name: await self._files(spec) for spec in self._pod.containers}
         self._wait_for("")
-        return environ, tuple(devices)
+        return Prepared(environs=environs, files=files, devices=tuple(devices))
+
+    async def _files(self, spec: Container) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        for mount, name in spec.secrets:
+            secret = await self._until_there(
+                f"/api/v1/namespaces/{self._pod.namespace}/secrets/{name}", f"secret {name}"
+            )
+            for key, data in secret.get("data", {}).items():
+                files[f"{mount}/{key}"] = base64.b64decode(data)
+        return files
 
     async def _environ(self, spec: Container) -> dict[str, str]:
         values: dict[str, str] = {}
@@ -169,21 +195,19 @@ class PodLife:
             self._waiting_for = what
             self._dirty.set()
 
-    def _container(
-        self, spec: Container, prepared: tuple[dict[str, dict[str, str]], tuple[Device, ...]]
-    ) -> ContainerLife:
-        environs, devices = prepared
-        environ = environs[spec.name]
+    def _container(self, spec: Container, prepared: Prepared) -> ContainerLife:
+        environ = prepared.environs[spec.name]
         sandbox = Sandbox(
             namespace=self._pod.namespace,
             pod=self._pod.name,
             uid=self._pod.uid,
             address=self._address,
             labels=self._pod.labels,
-            devices=devices,
+            devices=prepared.devices,
             image=spec.image,
             words=spec.command_line(environ),
             environ=environ,
+            files=prepared.files[spec.name],
         )
 
         def launch() -> Program:

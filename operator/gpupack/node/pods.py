@@ -1,7 +1,7 @@
 """A pod as a kubelet reads it: what to run, how to probe it, which claims it holds, how long it may take to end.
 
-Parses the API's dicts once; knows no running program. Fields that the virtual node cannot honour (volumes, init
-containers, security) are not read.
+Parses the API's dicts once; knows no running program. Fields that the virtual node cannot honour (init
+containers, volumes other than secrets, security) are not read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from gpupack.kube.labels import PLUGIN_GPU
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _SECONDS = re.compile(r"\bsleep (\d+)")
@@ -50,7 +52,10 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """`words` are command and arguments before `$(VAR)` is filled in. `stop_delay_seconds` is its preStop hook."""
+    """`words` are command and arguments before `$(VAR)` is filled in. `stop_delay_seconds` is its preStop hook.
+
+    `secrets` are the mounted ones, as path and name.
+    """
 
     name: str
     image: str
@@ -61,6 +66,7 @@ class Container:
     liveness: Probe | None
     stop_delay_seconds: float
     log_is_message: bool
+    secrets: tuple[tuple[str, str], ...] = ()
 
     def command_line(self, environ: Mapping[str, str]) -> list[str]:
         return [expand(word, environ) for word in self.words]
@@ -77,7 +83,10 @@ class ContainerBefore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod bound to this node. `grace_seconds` is None until somebody asks for its end."""
+    """A pod bound to this node. `grace_seconds` is None until somebody asks for its end.
+
+    `gpus` is how many it asks a device plugin for.
+    """
 
     namespace: str
     name: str
@@ -92,6 +101,7 @@ class Pod:
     address: str | None
     before: tuple[ContainerBefore, ...]
     ended: bool
+    gpus: int = 0
 
     @property
     def key(self) -> str:
@@ -107,7 +117,7 @@ def pod_of(item: dict[str, Any]) -> Pod:
         name=metadata["name"],
         uid=metadata["uid"],
         labels=metadata.get("labels") or {},
-        containers=tuple(_container(each) for each in spec["containers"]),
+        containers=tuple(_container(each, _secrets(spec)) for each in spec["containers"]),
         claims=_claims(spec, status),
         readiness_gates=tuple(gate["conditionType"] for gate in spec.get("readinessGates") or ()),
         gates_met=tuple(each["type"] for each in status.get("conditions") or () if each["status"] == "True"),
@@ -116,6 +126,7 @@ def pod_of(item: dict[str, Any]) -> Pod:
         address=status.get("podIP"),
         before=tuple(_before(each) for each in status.get("containerStatuses") or ()),
         ended=status.get("phase") in ("Succeeded", "Failed"),
+        gpus=sum(int(each.get("resources", {}).get("limits", {}).get(PLUGIN_GPU, 0)) for each in spec["containers"]),
     )
 
 
@@ -131,7 +142,12 @@ def _claims(spec: dict[str, Any], status: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def _container(item: dict[str, Any]) -> Container:
+def _secrets(spec: dict[str, Any]) -> dict[str, str]:
+    """Names of secrets by volume."""
+    return {each["name"]: each["secret"]["secretName"] for each in spec.get("volumes") or () if each.get("secret")}
+
+
+def _container(item: dict[str, Any], secrets: Mapping[str, str]) -> Container:
     ports = {str(port["name"]): int(port["containerPort"]) for port in item.get("ports") or () if "name" in port}
     return Container(
         name=item["name"],
@@ -143,6 +159,11 @@ def _container(item: dict[str, Any]) -> Container:
         liveness=_probe(item.get("livenessProbe"), ports),
         stop_delay_seconds=_stop_delay(item.get("lifecycle", {}).get("preStop", {})),
         log_is_message=item.get("terminationMessagePolicy") == "FallbackToLogsOnError",
+        secrets=tuple(
+            (each["mountPath"], secrets[each["name"]])
+            for each in item.get("volumeMounts") or ()
+            if each["name"] in secrets
+        ),
     )
 
 

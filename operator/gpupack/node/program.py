@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 KILLED = 137
@@ -40,7 +40,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Where a program finds itself."""
+    """Where a program finds itself. `files` are those of its mounted secrets, by path."""
 
     namespace: str
     pod: str
@@ -51,6 +51,7 @@ class Sandbox:
     image: str
     words: Sequence[str]
     environ: Mapping[str, str]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Program(Protocol):

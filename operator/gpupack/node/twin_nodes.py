@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from gpupack.facts.llm import Llm
 from gpupack.kube.api import Api, configuration_of
 from gpupack.node.addresses import DEFAULT_RANGE, Addresses
 from gpupack.node.container_life import FIRST_BACKOFF_SECONDS
+from gpupack.node.device_plugin import DevicePlugin
 from gpupack.node.endpoints import Endpoints
 from gpupack.node.engine_program import EngineProgram, Site
 from gpupack.node.exchange import Exchange
 from gpupack.node.exporter import Exporter, Field, Generation
 from gpupack.node.flags import is_vllm
 from gpupack.node.hardware import CardReader, Hardware
+from gpupack.node.host_program import HostProgram, is_supervisor
 from gpupack.node.kubelet import Kubelet
 from gpupack.node.load import Dealer
 from gpupack.node.meter import Meter
@@ -49,7 +52,10 @@ EXPORTER_IMAGE = "nvcr.io/nvidia/k8s/dcgm-exporter:4.8.3-4.6.0-distroless"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the nodes are like. Times in seconds; `models` are known beside the catalog's, by name."""
+    """What the nodes are like. Times in seconds; `models` are known beside the catalog's, by name.
+
+    `plugin_nodes` are further ones whose GPUs a device plugin offers, without a DRA driver.
+    """
 
     kubeconfig: Path | None
     gpu: GpuKind
@@ -58,6 +64,7 @@ class Options:
     machine: Machine = Machine(cpu_cores=96, memory=Bytes(1024 * GIB))  # noqa: RUF009 (frozen)
     start_seconds: float = 30.0
     backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    plugin_nodes: tuple[str, ...] = ()
     exporter: bool = True
     exporter_period_seconds: float = 30.0
     generation: Generation = Generation.OLD
@@ -110,7 +117,8 @@ class TwinNodes:
         endpoints = Endpoints(api)
         chance = Random(options.seed)
         world = World()
-        gpus = {name: cards(name, options.gpu, options.gpus_a_node) for name in options.node_names}
+        names = (*options.node_names, *options.plugin_nodes)
+        gpus = {name: cards(name, options.gpu, options.gpus_a_node) for name in names}
         hardware = Hardware(world, [card for of_node in gpus.values() for card in of_node])
         dealer = Dealer(lambda target: reach(target), chance)
         site = Site(
@@ -124,14 +132,17 @@ class TwinNodes:
             Steering(site, dealer, endpoints, meter, lambda: tuple(self._exporters.values()), port=options.control_port)
         )
         addresses = Addresses(options.pod_range)
+        scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="gpupack-pods-")))
         background = await self._open.enter_async_context(_Background(self.failed))
         background.start(site.pace.run())
         background.start(endpoints.run())
-        for name in options.node_names:
-            node = VirtualNode(api, name, addresses.node, options.machine, gpus[name])
+        for name in names:
+            plugin = name in options.plugin_nodes
+            node = VirtualNode(api, name, addresses.node, options.machine, gpus[name], plugin=plugin)
             host = Host(
-                api=api, address=addresses.node, addresses=addresses, launch=self._launcher(site, name),
+                api=api, address=addresses.node, addresses=addresses, launch=self._launcher(site, name, scratch),
                 first_backoff_seconds=options.backoff_seconds,
+                plugin=DevicePlugin(gpus[name]) if plugin else None,
             )  # fmt: skip
             self._open.push_async_callback(_leave, node)
             await node.join()
@@ -140,11 +151,13 @@ class TwinNodes:
             if options.exporter:
                 await node.start_exporter(EXPORTER_IMAGE)
 
-    def _launcher(self, site: Site, node: str) -> Launch:
+    def _launcher(self, site: Site, node: str, scratch: Path) -> Launch:
         reader = CardReader(site.hardware, node)
         options = self._options
 
         def launch(sandbox: Sandbox) -> Program:
+            if is_supervisor(sandbox.words):
+                return HostProgram(sandbox, site, scratch)
             if is_vllm(sandbox.image, sandbox.words):
                 return EngineProgram(sandbox, site)
             if "dcgm-exporter" in sandbox.image:

@@ -17,7 +17,7 @@ from typing import Any
 from gpupack.errors import Unavailable
 from gpupack.facts.gpu import GpuKind
 from gpupack.kube.api import Api, NotFound
-from gpupack.kube.labels import DEVICE_CLASS, DRIVER
+from gpupack.kube.labels import DEVICE_CLASS, DRIVER, PLUGIN_GPU, PRODUCT, PRODUCT_MEMORY_MIB
 from gpupack.kube.times import rfc3339, rfc3339_micro
 from gpupack.units import MIB, Bytes, Seconds, gibibytes
 
@@ -72,18 +72,24 @@ def cards(node: str, kind: GpuKind, count: int) -> tuple[Card, ...]:
 class VirtualNode:
     """`join` makes the node Ready with its GPUs; `run` keeps its Lease; `leave` takes away what `join` made."""
 
-    def __init__(self, api: Api, name: str, address: str, machine: Machine, gpus: Sequence[Card]) -> None:
+    def __init__(
+        self, api: Api, name: str, address: str, machine: Machine, gpus: Sequence[Card], *, plugin: bool = False
+    ) -> None:
+        """`plugin`: GPUs are an extended resource with the labels of GPU feature discovery, and no ResourceSlices."""
         self.name = name
         self.gpus = tuple(gpus)
         self._api = api
         self._address = address
         self._machine = machine
+        self._plugin = plugin
 
     async def join(self) -> None:
         """Raises Unavailable if the API server refuses or does not answer."""
         await self._api.apply(f"/api/v1/nodes/{self.name}", self._node())
         await self._api.apply(f"/api/v1/nodes/{self.name}/status", {**self._node(), "status": self._status()})
         await self._renew()
+        if self._plugin:
+            return
         classes = "/apis/resource.k8s.io/v1/deviceclasses"
         try:
             await self._api.get(f"{classes}/{DEVICE_CLASS}")
@@ -117,7 +123,7 @@ class VirtualNode:
     async def leave(self) -> None:
         """Deletes exporter, slices and node. What is gone already is success; raises Unavailable otherwise."""
         await self._delete(self._exporter_path, grace_seconds=0)
-        for piece in self._slices():
+        for piece in () if self._plugin else self._slices():
             await self._delete(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}")
         await self._delete(f"/api/v1/nodes/{self.name}")
 
@@ -151,8 +157,12 @@ class VirtualNode:
             "kubernetes.io/os": "linux",
             "kubernetes.io/arch": "amd64",
             "nvidia.com/gpu.present": "true",
-            "gpupack.dev/virtual-node": "true",
+            "gpupack.dev/virtual-node": "device-plugin" if self._plugin else "dra",
         }
+        if self._plugin and self.gpus:
+            kind = self.gpus[0].kind
+            labels[PRODUCT] = kind.product_names[0].replace(" ", "-")
+            labels[PRODUCT_MEMORY_MIB] = str(kind.memory_bytes // MIB)
         return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
 
     def _status(self) -> dict[str, Any]:
@@ -165,6 +175,7 @@ class VirtualNode:
             "memory": f"{gibibytes(self._machine.memory):.0f}Gi",
             "pods": str(MAX_PODS),
             "ephemeral-storage": "1000Gi",
+            **({PLUGIN_GPU: str(len(self.gpus))} if self._plugin else {}),
         }
         info = dict.fromkeys(("machineID", "systemUUID", "bootID"), self.name)
         return {

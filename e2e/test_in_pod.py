@@ -1,0 +1,61 @@
+"""On a node with a device plugin and no DRA one pod holds a GPU, and engines come and go inside it.
+
+The supervisor in that pod is the real program; what it starts as vLLM stands for an engine of the twin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .history import is_ready
+from .journey import PLUGIN_NODE, PODS, SERVINGS, Journey, manual
+
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+HOSTS = "gpupack.dev/household"
+
+
+def hosts(journey: Journey) -> list[dict[str, Any]]:
+    """The pods that hold a GPU."""
+    return list(journey.stage.get(PODS, labelSelector=HOSTS)["items"])
+
+
+def addresses(journey: Journey, name: str) -> list[tuple[str, int]]:
+    """Where the Service leads to, by its EndpointSlices."""
+    slices = journey.stage.get(SLICES, labelSelector=f"kubernetes.io/service-name={name}")["items"]
+    return sorted(
+        (endpoint["addresses"][0], each["ports"][0]["port"])
+        for each in slices
+        for endpoint in each.get("endpoints") or ()
+        if endpoint["conditions"]["ready"]
+    )
+
+
+def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journey: Journey) -> None:
+    aborted = journey.aborted()
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": PLUGIN_NODE}, maxGpus=1)
+    journey.apply(manual("chat", 2))
+    journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
+    [pod] = hosts(journey)
+    assert pod["spec"]["nodeName"] == PLUGIN_NODE
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert is_ready(pod)
+    ip = pod["status"]["podIP"]
+    journey.until("both get requests", lambda: addresses(journey, "chat") == [(ip, 8001), (ip, 8002)])
+    journey.load("chat", rate=20.0)
+    journey.until("both work", lambda: [each["running"] > 0 for each in journey.engines()] == [True, True])
+    assert {gpu["sharing"] for gpu in journey.stage.state()["gpus"] if gpu["engines"]} == {"MPS"}
+
+    journey.stage.stop_operator()
+    journey.edit("chat", replicas=1)
+    journey.stage.start_operator()
+    journey.until("one engine is left", lambda: len(journey.engines()) == 1)
+    journey.until("the status says so", lambda: journey.status("chat").get("readyReplicas") == 1)
+    assert len(addresses(journey, "chat")) == 1
+    assert journey.aborted() == aborted
+    [same] = hosts(journey)
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert journey.restarts() == 0
+
+    journey.stage.no_load()
+    journey.stage.delete(f"{SERVINGS}/chat")
+    journey.until("the pod and its engine are gone", lambda: not hosts(journey) and not journey.engines())

@@ -1,0 +1,462 @@
+"""The InPod backend: one pod holds a whole GPU, and the engines of the plan come and go inside it.
+
+To the decision that pod is what a ResourceClaim is with DRA: what holds the GPU for a namespace (`ClaimSeen`). Its
+engines are replicas like any other, at (pod, port). What shall run in it stands on it as an annotation, orders with a
+generation, each with the marks that a replica's own pod would carry: so a lost plan is rebuilt from here too. The
+supervisor inside (`gpupack.host`) is brought those orders by `hosts`, and its report says what became of them.
+
+Pure: bodies out, records in. Knows no connection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpupack.facts.engine_args import PORT
+from gpupack.facts.gpu import Gpu
+from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, quoted
+from gpupack.facts.placement import gpu_hash
+from gpupack.facts.serving import Serving, ServingKey, Sharing
+from gpupack.host.archive import NAME as ARCHIVE
+from gpupack.host.life import Mps, Stage
+from gpupack.host.orders import EngineOrder, Orders, orders_of, orders_text
+from gpupack.kube import child_resource, labels, manifests
+from gpupack.kube.quantities import number_text
+from gpupack.kube.serving_resource import EngineTemplate
+from gpupack.kube.times import rfc3339
+from gpupack.plan import ApplyClaim, StartReplica
+from gpupack.units import Seconds, parse_bytes
+
+COMPONENT = "host"
+SUPERVISOR = "supervisor"
+SUPERVISOR_PORT = 8000
+FIRST_PORT = 8001
+TOKEN_SECRET = "gpupack-host"
+TOKEN_KEY = "token"
+PROGRAMS, FILES, SECRETS = "/gpupack", "/run/gpupack", "/run/secrets/gpupack"
+LAST_SECONDS = 25
+"""After the drain: SIGKILL to engines that hang, then the end of MPS."""
+_STARTING = (Stage.WAITING, Stage.STARTING, Stage.FAILED, Stage.UNWELL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """What the supervisor says of one engine. `ended` is how its last process ended, `log` its last lines."""
+
+    name: str
+    port: int
+    stage: Stage
+    ordered: bool
+    since: Seconds
+    ready_at: Seconds | None
+    restarts: int
+    message: str
+    ended: str
+    log: tuple[str, ...]
+    marks: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
+    """`number` changes with every change. `device` is the GPU that the pod was given, by uuid, or empty."""
+
+    number: int
+    generation: int
+    device: str
+    mps: Mps
+    engines: tuple[EngineReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPod:
+    """A pod of ours that engines come into. `engines` are its orders as replicas, as far as the pod alone can tell."""
+
+    claim: ClaimSeen
+    pool: str
+    node: str | None
+    ip: str | None
+    phase: Phase
+    deletion_at: Seconds | None
+    orders: Orders
+    engines: tuple[ReplicaSeen, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.claim.namespace, self.claim.name
+
+
+def host_name(gpu_uuid: str, sharing: Sharing, household: str) -> str:
+    """Another sharing or household is another pod."""
+    return f"gpupack-{gpu_hash(gpu_uuid)}-{sharing.value.lower()}-{household}"
+
+
+def room_for(serving: Serving, gpus_on_node: int, cores: float, replicas_per_gpu: int) -> int:
+    """For how many engines a pod is made: R*, or what its GPU's share of the node's cores allows."""
+    fair = int(cores / max(1, gpus_on_node) / serving.cpu_cores)
+    return max(1, min(replicas_per_gpu, fair))
+
+
+def host_pod(
+    apply: ApplyClaim, gpu: Gpu, serving: Serving, template: EngineTemplate, *,
+    room: int, pool: str, image: str, uids: Mapping[ServingKey, str],
+) -> dict[str, Any]:  # fmt: skip
+    """The pod that holds one GPU of a node, without engines yet. `image` is the operator's own.
+
+    Requests equal limits, for `room` engines: with the static CPU manager they have cores of their own.
+    """
+    own = template.pod
+    metadata = own.get("metadata", {})
+    resources = {
+        "cpu": str(template.cpu_cores * room),
+        "memory": number_text(parse_bytes(template.memory) * room),
+        labels.PLUGIN_GPU: "1",
+    }
+    options = ("--mps",) if apply.sharing is Sharing.MPS else ()
+    container = {
+        "name": SUPERVISOR,
+        "image": template.image,
+        "command": ["python3", "-I", "-S", f"{PROGRAMS}/{ARCHIVE}"],
+        "args": [
+            *options, f"--port={SUPERVISOR_PORT}", f"--token-file={SECRETS}/{TOKEN_KEY}", f"--directory={FILES}",
+            "vllm", "serve",
+        ],
+        "env": [*manifests.environment(template), {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}],
+        "ports": [{"name": SUPERVISOR, "containerPort": SUPERVISOR_PORT, "protocol": "TCP"}],
+        "resources": {"requests": resources, "limits": resources},
+        "readinessProbe": {
+            "httpGet": {"path": "/healthz", "port": SUPERVISOR}, "periodSeconds": manifests.PROBE_SECONDS,
+            "failureThreshold": 3,
+        },
+        "lifecycle": {"preStop": {"sleep": {"seconds": manifests.PRE_STOP_SECONDS}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": manifests.RESTRICTED,
+        "volumeMounts": [
+            {"name": "programs", "mountPath": PROGRAMS, "readOnly": True},
+            {"name": "files", "mountPath": FILES},
+            {"name": "token", "mountPath": SECRETS, "readOnly": True},
+            *own.get("volumeMounts", ()),
+        ],
+    }  # fmt: skip
+    bring = {
+        "name": "bring-supervisor",
+        "image": image,
+        "command": ["gpupack", "host", f"--copy-to={PROGRAMS}"],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+        "securityContext": manifests.RESTRICTED,
+        "volumeMounts": [{"name": "programs", "mountPath": PROGRAMS}],
+    }
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [gpu.node]}]}
+    spec = {
+        **manifests.pod_basics(own),
+        "terminationGracePeriodSeconds": manifests.GRACE_SECONDS + LAST_SECONDS,
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}},
+        "initContainers": [bring],
+        "containers": [container],
+        "volumes": [
+            {"name": "programs", "emptyDir": {}},
+            {"name": "files", "emptyDir": {}},
+            {"name": "token", "secret": {"secretName": TOKEN_SECRET}},
+            *own.get("volumes", ()),
+        ],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": host_name(apply.gpu_uuid, apply.sharing, serving.household),
+            "namespace": apply.namespace,
+            "labels": {
+                **metadata.get("labels", {}),
+                labels.MANAGER: labels.MANAGED_BY,
+                labels.PART_OF: labels.MANAGED_BY,
+                labels.COMPONENT: COMPONENT,
+                labels.POOL: pool,
+                labels.GPU: apply.gpu_uuid,
+                labels.HOUSEHOLD: serving.household,
+            },
+            "annotations": {
+                **metadata.get("annotations", {}),
+                labels.SHARING: apply.sharing.value,
+                labels.ROOM: str(room),
+                labels.ORDERS: orders_text(Orders()),
+            },
+            "ownerReferences": owners(apply, uids),
+        },
+        "spec": spec,
+    }
+
+
+def owners(apply: ApplyClaim, uids: Mapping[ServingKey, str]) -> list[dict[str, Any]]:
+    """It goes with the last of them. One has to be its controller, or `kubectl drain` refuses the pod."""
+    return [
+        {**manifests.owner(key, uids[key]), **({"controller": True} if number == 0 else {})}
+        for number, key in enumerate(sorted(apply.owners))
+    ]
+
+
+def token_secret(namespace: str, token: str) -> dict[str, Any]:
+    """One a namespace; it stays, for a pod that comes later mounts the same."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": TOKEN_SECRET,
+            "namespace": namespace,
+            "labels": {labels.MANAGER: labels.MANAGED_BY, labels.PART_OF: labels.MANAGED_BY},
+        },
+        "stringData": {TOKEN_KEY: token},
+    }
+
+
+# Orders
+
+
+def with_engine(
+    orders: Orders, start: StartReplica, serving: Serving, template: EngineTemplate, now: Seconds
+) -> Orders:
+    """One more engine, at the lowest port that is free. The same one twice is one."""
+    name = start.placement.name
+    if any(each.name == name for each in orders.engines):
+        return orders
+    taken = {each.port for each in orders.engines}
+    port = next(number for number in range(FIRST_PORT, FIRST_PORT + len(taken) + 1) if number not in taken)
+    words = [f"--port={port}" if each == f"--port={PORT}" else each for each in
+             manifests.arguments(start, serving, template)]  # fmt: skip
+    marks, notes = manifests.replica_marks(start, serving, template)
+    written = {"labels": _json(marks), "annotations": _json(notes), "at": rfc3339(now)}
+    order = EngineOrder(name=name, port=port, arguments=tuple(words), marks=tuple(sorted(written.items())))
+    return Orders(generation=orders.generation + 1, engines=(*orders.engines, order))
+
+
+def without_engine(orders: Orders, name: str) -> Orders:
+    left = tuple(each for each in orders.engines if each.name != name)
+    return orders if left == orders.engines else Orders(generation=orders.generation + 1, engines=left)
+
+
+def out_of_service(orders: Orders, name: str) -> Orders:
+    """The engine runs on, and its marks say that nobody shall be sent to it."""
+    return Orders(
+        generation=orders.generation + 1,
+        engines=tuple(_unserved(each) if each.name == name else each for each in orders.engines),
+    )
+
+
+def _unserved(order: EngineOrder) -> EngineOrder:
+    marks = dict(order.marks)
+    marks["labels"] = _json({**json.loads(marks["labels"]), labels.IN_SERVICE: labels.FALSE})
+    return replace(order, marks=tuple(sorted(marks.items())))
+
+
+# What stands in the cluster
+
+
+def host_of(pod: Mapping[str, Any]) -> HostPod | None:
+    """A pod of ours that engines come into; None for any other. Raises KeyError or ValueError if its marks changed."""
+    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    marks, notes = metadata.get("labels", {}), metadata.get("annotations", {})
+    if labels.HOUSEHOLD not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
+        return None
+    written = notes[labels.ORDERS]
+    orders = orders_of(written) if written != orders_text(Orders()) else Orders()
+    claim = ClaimSeen(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        gpu_uuid=marks[labels.GPU],
+        sharing=Sharing(notes[labels.SHARING]),
+        owners=tuple(sorted(each["uid"] for each in metadata.get("ownerReferences", ()))),
+        deleting="deletionTimestamp" in metadata,
+        household=marks[labels.HOUSEHOLD],
+        engines=int(notes[labels.ROOM]),
+    )
+    engines = tuple(_engine(pod, each.name, dict(each.marks)) for each in orders.engines)
+    return HostPod(
+        claim=claim,
+        pool=marks[labels.POOL],
+        node=spec.get("nodeName"),
+        ip=status.get("podIP"),
+        phase=child_resource.phase_of(metadata, spec, status),
+        deletion_at=child_resource.asked_to_stop_at(metadata),
+        orders=orders,
+        engines=engines,
+    )
+
+
+def _engine(pod: Mapping[str, Any], name: str, marks: Mapping[str, str]) -> ReplicaSeen:
+    """An engine as the pod that it would have for itself."""
+    metadata = pod["metadata"]
+    ends = {key: metadata[key] for key in ("deletionTimestamp", "deletionGracePeriodSeconds") if key in metadata}
+    found = child_resource.replica_of({
+        **pod,
+        "metadata": {
+            **ends,
+            "name": name,
+            "namespace": metadata["namespace"],
+            "uid": f"{metadata['uid']}/{name}",
+            "creationTimestamp": marks["at"],
+            "labels": json.loads(marks["labels"]),
+            "annotations": json.loads(marks["annotations"]),
+        },
+    })  # fmt: skip
+    if found is None:
+        raise ValueError(f"{name} has no marks of a replica")
+    return found
+
+
+def replicas_in(host: HostPod, report: HostReport | None) -> tuple[ReplicaSeen, ...]:
+    """Its engines: those ordered, and those that are still ending."""
+    told = {} if report is None else {each.name: each for each in report.engines}
+    ordered = [
+        _seen(host, order, engine, told.get(order.name), report)
+        for order, engine in zip(host.orders.engines, host.engines, strict=True)
+    ]
+    names = {each.name for each in ordered}
+    ending = [_ending(host, each) for each in told.values() if each.name not in names] if host.ip else []
+    return (*ordered, *ending)
+
+
+def _seen(
+    host: HostPod, order: EngineOrder, engine: ReplicaSeen, told: EngineReport | None, report: HostReport | None
+) -> ReplicaSeen:
+    address = None if host.ip is None else f"{host.ip}:{order.port}"
+    seen = replace(engine, address=address, ready_at=None)
+    if host.phase is not Phase.READY:
+        return seen
+    if told is None or report is None:
+        return replace(seen, phase=Phase.STARTING, restarts=0, message="" if report else "its supervisor was not heard")
+    seen = replace(seen, restarts=told.restarts, message=_message(told))
+    if told.stage is Stage.READY and told.ordered:
+        return replace(seen, phase=Phase.READY, ready_at=told.ready_at)
+    # Where engines cannot share, one that waits will not start by itself: like a pod that is never scheduled.
+    stuck = told.stage is Stage.WAITING and report.mps is Mps.UNAVAILABLE
+    return replace(seen, phase=Phase.PENDING if stuck else Phase.STARTING)
+
+
+def _ending(host: HostPod, told: EngineReport) -> ReplicaSeen:
+    pod = {
+        "metadata": {"namespace": host.claim.namespace, "name": host.claim.name, "uid": host.claim.uid},
+        "spec": {"nodeName": host.node}, "status": {"podIP": host.ip},
+    }  # fmt: skip
+    found = _engine(pod, told.name, told.marks)
+    return replace(
+        found, phase=Phase.STOPPING, deletion_at=told.since, in_service=False, address=f"{host.ip}:{told.port}",
+        restarts=told.restarts, message=_message(told),
+    )  # fmt: skip
+
+
+def _message(told: EngineReport) -> str:
+    if told.stage is not Stage.FAILED or not told.log:
+        return told.message
+    return f"{told.message}: {quoted(child_resource.last_words(chr(10).join(told.log)))}"
+
+
+def report_of(text: bytes | str) -> HostReport:
+    """What the supervisor answers. Raises KeyError or ValueError for anything else."""
+    found = json.loads(text)
+    return HostReport(
+        number=found["number"],
+        generation=found["generation"],
+        device=found["gpu"],
+        mps=Mps(found["mps"]["state"]),
+        engines=tuple(_engine_report(each) for each in found["engines"]),
+    )
+
+
+def _engine_report(found: Mapping[str, Any]) -> EngineReport:
+    ended = found["ended"]
+    return EngineReport(
+        name=found["name"],
+        port=found["port"],
+        stage=Stage(found["state"]),
+        ordered=found["ordered"],
+        since=Seconds(found["since"]),
+        ready_at=None if found["readyAt"] is None else Seconds(found["readyAt"]),
+        restarts=found["restarts"],
+        message=found["message"],
+        ended="" if ended is None else ended["reason"],
+        log=() if ended is None else tuple(ended["log"]),
+        marks=found["marks"],
+    )
+
+
+# Where clients go
+
+
+def endpoint_slices(serving: Serving, replicas: Iterable[ReplicaSeen]) -> list[dict[str, Any]]:
+    """One a port, since all endpoints of a slice have its ports: those that are ready and in service."""
+    at: dict[int, list[str]] = {}
+    for each in replicas:
+        if each.serving != serving.key or each.address is None:
+            continue
+        ip, _, port = each.address.rpartition(":")
+        serves = each.phase is Phase.READY and each.in_service and each.deletion_at is None
+        at.setdefault(int(port), []).extend([ip] if serves else [])
+    return [_slice(serving, port, ips) for port, ips in sorted(at.items())]
+
+
+def _slice(serving: Serving, port: int, ips: Sequence[str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{serving.key.name}-{port}",
+            "namespace": serving.key.namespace,
+            "labels": {labels.SERVICE_NAME: serving.key.name, labels.SLICE_MANAGER: labels.GROUP},
+            "ownerReferences": [{**manifests.owner(serving.key, serving.uid), "controller": True}],
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": manifests.HTTP, "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": True}} for ip in sorted(ips)],
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceThere:
+    """A slice of ours as it stands: which addresses are ready at its port."""
+
+    namespace: str
+    name: str
+    service: str
+    port: int
+    addresses: tuple[str, ...]
+
+
+def slice_there(found: Mapping[str, Any]) -> SliceThere:
+    metadata = found["metadata"]
+    return SliceThere(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        service=metadata.get("labels", {}).get(labels.SERVICE_NAME, ""),
+        port=next((each["port"] for each in found.get("ports") or ()), 0),
+        addresses=tuple(sorted(each["addresses"][0] for each in found.get("endpoints") or ())),
+    )
+
+
+def slices_to_write(
+    servings: Iterable[Serving], replicas: Sequence[ReplicaSeen], there: Iterable[SliceThere], unheard: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The slices that stand otherwise than they should. A port that nobody uses any more keeps an empty one.
+
+    Addresses in `unheard` stay where they are: of them nothing new is known.
+    """
+    standing = {(each.namespace, each.name): each for each in there}
+    bodies = []
+    for serving in servings:
+        wanted = {body["metadata"]["name"]: body for body in endpoint_slices(serving, replicas)}
+        for found in standing.values():
+            if (found.namespace, found.service) == (serving.key.namespace, serving.key.name):
+                wanted.setdefault(found.name, _slice(serving, found.port, ()))
+        for name, body in sorted(wanted.items()):
+            stands = standing.get((serving.key.namespace, name))
+            before = set() if stands is None else {*stands.addresses}
+            now = {each["addresses"][0] for each in body["endpoints"]} | (before & unheard)
+            if stands is None or now != before:
+                bodies.append(_slice(serving, body["ports"][0]["port"], sorted(now)))
+    return bodies
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)

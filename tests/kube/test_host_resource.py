@@ -1,0 +1,207 @@
+"""A pod that holds a GPU for several engines: its body, its engines as replicas, and where clients are sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from gpupack.facts.gpu import Gpu, GpuKind
+from gpupack.facts.observation import Holder, Phase, ReplicaSeen
+from gpupack.facts.serving import Serving, Sharing
+from gpupack.host.life import Stage
+from gpupack.host.orders import Orders, orders_text
+from gpupack.kube import host_resource, labels
+from gpupack.kube.host_resource import HostPod, host_of, replicas_in, report_of
+from gpupack.kube.node_resource import ForeignPod, holders_of, node_of, place_name, places_of
+from gpupack.plan import ApplyClaim, StartReplica
+from gpupack.units import Bytes, Seconds
+
+from . import objects
+from .objects import H100, KEY
+
+PLACE = "node-a-gpu-0"
+NOW = Seconds(1763462460.0)
+RESOURCE = objects.read(objects.model_serving())
+assert isinstance(RESOURCE.serving, Serving)
+SERVING = RESOURCE.serving
+APPLY = ApplyClaim(namespace=KEY.namespace, gpu_uuid=PLACE, sharing=Sharing.MPS, owners=(KEY,))
+
+
+def gpu_by_product(product: str, _memory: Bytes | None) -> GpuKind | None:
+    """By the words of GPU feature discovery."""
+    return None if "MIG" in product else H100
+
+
+def plugin_node(name: str = "node-a", gpus: str = "2", **marks: str) -> dict[str, Any]:
+    own = {labels.PRODUCT: H100.product_names[0].replace(" ", "-"), labels.PRODUCT_MEMORY_MIB: "81079"}
+    return {
+        "metadata": {"name": name, "labels": {**own, **marks}},
+        "status": {"allocatable": {"cpu": "16", labels.PLUGIN_GPU: gpus}},
+    }
+
+
+def body() -> dict[str, Any]:
+    gpu = Gpu(uuid=PLACE, node="node-a", device_name="gpu-0", kind=H100, one_household=True)
+    return host_resource.host_pod(
+        APPLY, gpu, SERVING, RESOURCE.template, room=3, pool="default", image="gpupack:0.1.0",
+        uids={KEY: RESOURCE.uid},
+    )  # fmt: skip
+
+
+def start(slot: int) -> StartReplica:
+    one = objects.start(RESOURCE)
+    return replace(one, placement=replace(one.placement, gpu_uuid=PLACE, slot=slot))
+
+
+def ordered(slots: int) -> Orders:
+    orders = Orders()
+    for slot in range(slots):
+        orders = host_resource.with_engine(orders, start(slot), SERVING, RESOURCE.template, NOW)
+    return orders
+
+
+def host(orders: Orders, *, ready: bool = True) -> HostPod:
+    """The pod as the API server would hand it out."""
+    pod = body()
+    pod["metadata"] |= {"uid": "uid-host", "creationTimestamp": "2026-11-18T10:41:00Z"}
+    pod["metadata"]["annotations"][labels.ORDERS] = orders_text(orders)
+    pod["spec"]["nodeName"] = "node-a"
+    condition = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-18T10:42:00Z"}
+    pod["status"] = {"phase": "Running", "podIP": "10.0.0.7", "conditions": [condition] if ready else []}
+    found = host_of(pod)
+    assert found is not None
+    return found
+
+
+def told(orders: Orders, *stages: Stage, mps: str = "Ready", generation: int | None = None) -> str:
+    """The supervisor's report, with so many of the engines of the orders."""
+    engines = [
+        {
+            "name": each.name, "port": each.port, "arguments": [], "marks": dict(each.marks), "ordered": True,
+            "state": stage.value, "since": NOW, "beganAt": NOW, "readyAt": NOW if stage is Stage.READY else None,
+            "restarts": 0, "message": "", "log": [], "ended": None,
+        }
+        for each, stage in zip(orders.engines, stages, strict=False)
+    ]  # fmt: skip
+    return json.dumps({
+        "number": 1, "generation": orders.generation if generation is None else generation, "stopping": False,
+        "gpu": "GPU-1", "mps": {"state": mps, "server": 7, "restarts": 0, "message": ""}, "engines": engines,
+    })  # fmt: skip
+
+
+def test_the_pod(golden: Callable[[str, str], None]) -> None:
+    golden("manifests/host.yaml", yaml.safe_dump(json.loads(json.dumps(body())), sort_keys=False))
+
+
+def test_a_node_with_a_device_plugin_and_no_driver_offers_a_place_for_each_gpu() -> None:
+    places = places_of([node_of(plugin_node())], [], gpu_by_product)
+    assert [(each.gpu.uuid, each.gpu.kind, each.gpu.one_household) for each in places] == [
+        ("node-a-gpu-0", H100, True), ("node-a-gpu-1", H100, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "marks", [{labels.PLUGIN_SHARING: "time-slicing"}, {labels.PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}]
+)
+def test_shared_or_cut_gpus_are_no_whole_ones(marks: dict[str, str]) -> None:
+    assert places_of([node_of(plugin_node(**marks))], [], gpu_by_product) == ()
+
+
+def test_the_name_of_a_place_fits_a_label_however_long_the_nodes_is() -> None:
+    names = {place_name("n" * 200 + end, 7) for end in "ab"}
+    assert len(names) == 2
+    assert max(map(len, names)) <= 63
+
+
+def test_others_hold_as_many_places_as_they_ask_for_beside_those_of_ours() -> None:
+    places = places_of([node_of(plugin_node(gpus="3"))], [], gpu_by_product)
+    other = ForeignPod(
+        namespace="others", name="batch", node="node-a", cpu_cores=1.0, extended=labels.PLUGIN_GPU, gpus=1
+    )
+    assert holders_of(places, [], [other], {"node-a-gpu-2"}) == (
+        Holder(gpu_uuid="node-a-gpu-1", kind="Pod", name="others/batch"),
+    )
+
+
+def test_it_holds_the_gpu_as_a_claim_does() -> None:
+    claim = host(Orders()).claim
+    assert (claim.gpu_uuid, claim.sharing, claim.household) == (PLACE, Sharing.MPS, SERVING.household)
+    assert (claim.engines, claim.owners) == (3, (RESOURCE.uid,))
+
+
+def test_servings_that_differ_in_arguments_share_a_household_and_those_of_other_images_do_not() -> None:
+    other = objects.read(objects.model_serving(engine={"args": ["--enforce-eager"]}))
+    third = objects.read(objects.model_serving(engine={"image": "vllm/vllm-openai:v0.34.0"}))
+    assert isinstance(other.serving, Serving)
+    assert isinstance(third.serving, Serving)
+    assert other.serving.household == SERVING.household != third.serving.household
+
+
+def test_engines_get_ports_of_their_own_and_the_same_one_twice_is_one() -> None:
+    orders = ordered(2)
+    assert [each.port for each in orders.engines] == [8001, 8002]
+    assert [f"--port={each.port}" in each.arguments for each in orders.engines] == [True, True]
+    assert host_resource.with_engine(orders, start(1), SERVING, RESOURCE.template, NOW) == orders
+    left = host_resource.without_engine(orders, orders.engines[0].name)
+    again = host_resource.with_engine(left, start(2), SERVING, RESOURCE.template, NOW)
+    assert [each.port for each in again.engines] == [8002, 8001]
+
+
+def seen(orders: Orders, report: str | None, *, ready: bool = True) -> tuple[ReplicaSeen, ...]:
+    return replicas_in(host(orders, ready=ready), None if report is None else report_of(report))
+
+
+def test_an_engine_is_a_replica_at_a_port_of_the_pod_with_everything_a_plan_needs() -> None:
+    orders = ordered(2)
+    first, second = seen(orders, told(orders, Stage.READY, Stage.STARTING))
+    placement = start(0).placement
+    assert (first.serving, first.gpu_uuid, first.slot, first.shape) == (KEY, PLACE, 0, placement.shape)
+    assert (first.name, first.content_hash, first.marked) == (placement.name, placement.content_hash, True)
+    assert (first.phase, first.address, first.in_service, first.ready_at) == (Phase.READY, "10.0.0.7:8001", True, NOW)
+    assert (second.phase, second.address) == (Phase.STARTING, "10.0.0.7:8002")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_before_its_supervisor_was_heard_or_while_the_pod_is_not_ready_nothing_serves(ready: bool) -> None:
+    orders = ordered(1)
+    assert [each.phase for each in seen(orders, None, ready=ready)] == [Phase.STARTING]
+
+
+def test_an_engine_that_was_ordered_away_is_there_until_its_supervisor_says_it_has_gone() -> None:
+    orders = ordered(2)
+    fewer = host_resource.without_engine(orders, orders.engines[1].name)
+    stayed, going = seen(fewer, told(orders, Stage.READY, Stage.READY))
+    assert (stayed.phase, going.phase, going.in_service) == (Phase.READY, Phase.STOPPING, False)
+    assert len(seen(fewer, told(fewer, Stage.READY))) == 1
+
+
+def test_where_engines_cannot_share_one_that_waits_is_pending() -> None:
+    orders = ordered(2)
+    phases = [each.phase for each in seen(orders, told(orders, Stage.READY, Stage.WAITING, mps="Unavailable"))]
+    assert phases == [Phase.READY, Phase.PENDING]
+
+
+def test_a_slice_a_port_has_the_engines_that_serve_and_one_out_of_service_leaves_first() -> None:
+    orders = ordered(2)
+    report = told(orders, Stage.READY, Stage.READY)
+    bodies = host_resource.slices_to_write([SERVING], seen(orders, report), [], frozenset())
+    assert [(each["ports"][0]["port"], each["endpoints"][0]["addresses"]) for each in bodies] == [
+        (8001, ["10.0.0.7"]), (8002, ["10.0.0.7"]),
+    ]  # fmt: skip
+    there = [host_resource.slice_there(each) for each in bodies]
+    assert host_resource.slices_to_write([SERVING], seen(orders, report), there, frozenset()) == []
+    out = host_resource.out_of_service(orders, orders.engines[1].name)
+    (changed,) = host_resource.slices_to_write([SERVING], seen(out, report), there, frozenset())
+    assert (changed["ports"][0]["port"], changed["endpoints"]) == (8002, [])
+
+
+def test_an_engine_of_which_nothing_new_is_known_stays_in_its_slice() -> None:
+    orders = ordered(1)
+    bodies = host_resource.slices_to_write([SERVING], seen(orders, told(orders, Stage.READY)), [], frozenset())
+    there = [host_resource.slice_there(each) for each in bodies]
+    assert host_resource.slices_to_write([SERVING], seen(orders, None), there, frozenset({"10.0.0.7"})) == []
