@@ -32,6 +32,7 @@ PLUGIN_NODE = "virtual-plugin-1"
 API_VERSION = "gpupack.dev/v1alpha1"
 SERVINGS = f"/apis/{API_VERSION}/namespaces/default/modelservings"
 POOLS = f"/apis/{API_VERSION}/gpupools"
+PROFILES = f"/apis/{API_VERSION}/namespaces/default/modelprofiles"
 PODS = "/api/v1/namespaces/default/pods"
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
 SERVICES = "/api/v1/namespaces/default/services"
@@ -106,11 +107,13 @@ class Journey:
         stage.steer("/exporter", fault="none", absent=[])
         stage.steer("/start", seconds=START_SECONDS)
         stage.steer("/interference", interference=ORDINARY_INTERFERENCE)
+        stage.steer("/costs", step=1.0)
         stage.delete(SERVINGS)
         for children in (PODS, CLAIMS, SERVICES, BUDGETS):  # nobody waits for the garbage collector
             stage.delete(children, labelSelector=OURS, gracePeriodSeconds="0")
         self.until("everything is gone", lambda: not (self.engines() or self.children()))
         stage.delete(POOLS)
+        stage.delete(PROFILES, labelSelector=OURS)
 
     # Doing
 
