@@ -19,6 +19,7 @@ from gpupack.node import binaries
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "gpupack"
 VALUES = Path(__file__).parent / "values"
+OF_A_RELEASE = {"app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart"}
 MONITORING = tuple(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"))
 
 
@@ -83,6 +84,52 @@ def test_chart_and_kustomization_grant_the_same(helm: Path) -> None:
     kustomized = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
     expected = {each["metadata"]["name"]: each["rules"] for each in kustomized if each["kind"] == "ClusterRole"}
     assert {each["metadata"]["name"]: each["rules"] for each in objects(render(helm), "ClusterRole")} == expected
+
+
+def plainly(value: Any) -> Any:
+    """Without what only a Helm release has: the label of its instance, and those that say who manages it."""
+    if isinstance(value, dict):
+        return {key: plainly(each) for key, each in value.items() if key not in OF_A_RELEASE}
+    return [plainly(each) for each in value] if isinstance(value, list) else value
+
+
+def kustomized(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    try:
+        kubectl = binaries.obtain(binaries.control_plane())["kubectl"]
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    done = subprocess.run([str(kubectl), "kustomize", str(folder)], check=True, capture_output=True, text=True)
+    return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(done.stdout)}
+
+
+def test_chart_and_kustomization_bring_the_same_objects(helm: Path) -> None:
+    rendered = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in yaml.safe_load_all(render(helm))
+        if each and each["kind"] not in ("CustomResourceDefinition", "Pod")
+    }
+    expected = kustomized(ROOT / "deploy")
+    assert set(expected) - set(rendered) == {("Namespace", "gpupack-system")}
+    assert set(rendered) <= set(expected)
+    for kind in ("Service", "PodDisruptionBudget", "GpuPool", "ConfigMap"):
+        for key in (each for each in rendered if each[0] == kind):
+            ours, theirs = plainly(rendered[key]), plainly(expected[key])
+            assert ours.get("spec") == theirs.get("spec")
+            assert {name: json.loads(text) for name, text in ours.get("data", {}).items()} == {
+                name: json.loads(text) for name, text in theirs.get("data", {}).items()
+            }
+
+
+def test_the_kustomization_of_monitors_and_alerts_is_the_charts(helm: Path, request: pytest.FixtureRequest) -> None:
+    path = ROOT / "deploy" / "monitoring" / "monitoring.yaml"
+    known = render(helm, *(f"--api-versions={each}" for each in MONITORING))
+    kinds = [each.rpartition("/")[2] for each in MONITORING]
+    found = [plainly(each) for kind in kinds for each in objects(known, kind)]
+    if request.config.getoption("--regenerate"):
+        head = "# The chart's own, written by: pytest tests/charts --regenerate\n"
+        path.write_text(head + yaml.safe_dump_all(found, sort_keys=False, width=120))
+    assert list(yaml.safe_load_all(path.read_text())) == found
+    assert {kind for kind, _ in kustomized(path.parent)} == set(kinds)
 
 
 def test_chart_and_kustomization_run_the_operator_alike(helm: Path) -> None:
@@ -173,6 +220,7 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 def _described(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, value in schema["properties"].items():
+        assert value["description"].endswith("."), f"{path}{key} is not described"
         if "properties" in value and value.get("type") == "object":
             assert value["additionalProperties"] is False, f"{path}{key} lets in what nobody reads"
             yield from _described(value, f"{path}{key}.")
