@@ -7,6 +7,8 @@ changed, and whenever the operator's page was read again.
 from __future__ import annotations
 
 import asyncio
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic
 
@@ -23,7 +25,6 @@ from gpupack.top.tables import (
     GPUS,
     POOLS,
     SERVINGS,
-    WIDE,
     Colours,
     Column,
     Row,
@@ -35,6 +36,9 @@ from gpupack.top.tables import (
     said,
 )
 
+COLUMN_GAP = re.compile(r"  +|^ {6}\w+: +")
+"""What stands between the columns of a table, or before what a part of a decision says."""
+SCROLLBAR = 2
 LEAST_GAP_SECONDS = 0.5
 """Between two paints, however many statuses change."""
 Explain = Callable[[Mapping[str, Any]], str]
@@ -53,7 +57,7 @@ class Rows(DataTable[Text], Generic[Row]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "explain")]
 
     def __init__(self, title: str, table: Sequence[Column[Row]], *, id: str) -> None:
-        super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
+        super().__init__(id=id, cursor_type="row", cursor_foreground_priority="renderable")
         self._name = title
         self._table = table
         self._by: Column[Row] | None = None
@@ -78,10 +82,10 @@ class Rows(DataTable[Text], Generic[Row]):
     def turn(self) -> None:
         self._other_way = not self._other_way
 
-    def paint(self, rows: Sequence[Row], colours: Colours, *, wide: bool, words: str) -> None:
-        shown = columns(self._table, wide)
+    def paint(self, rows: Sequence[Row], colours: Colours, *, width: int, words: str) -> None:
+        shown = columns(self._table, width)
         kept = arranged([each for each in rows if matches(each, words)], self._by, other_way=self._other_way)  # type: ignore[arg-type]
-        cells = {key_of(each): [one.cell(each, colours, wide) for one in shown] for each in kept}  # type: ignore[arg-type]
+        cells = {key_of(each): [one.cell(each, colours, width) for one in shown] for each in kept}  # type: ignore[arg-type]
         self._title(len(kept), len(rows))
         if shown != self._shown or list(cells) != list(self._cells):
             self._refill(shown, cells)
@@ -121,6 +125,16 @@ def _justified(cell: Text, right: bool) -> Text:
     return cell
 
 
+def hanging(text: str, width: int) -> str:
+    """Lines that are too long go on below the beginning of their last column."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        last = max((gap.end() for gap in COLUMN_GAP.finditer(line)), default=0)
+        begin = last if last < width // 2 else len(line) - len(line.lstrip())
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * begin) or [""]
+    return "\n".join(lines)
+
+
 class Explanation(ModalScreen[None]):
     """Why a serving runs as it does, in the words of `gpupack explain`."""
 
@@ -134,8 +148,18 @@ class Explanation(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="explanation"):
-            yield Static(Text(self._text))
+            yield Static()
         yield Footer()
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self._fit)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fit)
+
+    def _fit(self) -> None:
+        room = self.query_one("#explanation", VerticalScroll).scrollable_content_region.width - SCROLLBAR
+        self.query_one(Static).update(Text(hanging(self._text, max(20, room))))
 
 
 class TopApp(App[None]):
@@ -153,6 +177,7 @@ class TopApp(App[None]):
     #pools { height: auto; max-height: 5; }
     #gpus { height: auto; min-height: 4; max-height: 50%; }
     #servings { height: 1fr; min-height: 4; }
+    Rows { scrollbar-size-horizontal: 1; scrollbar-size-vertical: 1; }
     Rows:focus { background-tint: transparent; }
     Rows > .datatable--cursor { background: $background; color: $foreground; text-style: none; }
     Rows:focus > .datatable--cursor { background: $primary-darken-2; }
@@ -221,15 +246,15 @@ class TopApp(App[None]):
     def paint(self) -> None:
         """Everything anew from what the feed knows."""
         self._snapshot = seen = self._feed.snapshot()
-        colours, wide = colours_of(seen), self.size.width >= WIDE
+        colours, width = colours_of(seen), self.size.width
         self.query_one("#headline", Static).update(headline(seen))
         note = "; ".join(each for each in (seen.problem, seen.note) if each)
         self.query_one("#note", Static).display = bool(note)
         self.query_one("#note", Static).update(Text(note))
         self.pools.display = bool(seen.pools)
-        self.pools.paint(seen.pools, colours, wide=wide, words="")
-        self.gpus.paint(seen.gpus, colours, wide=wide, words=self._words)
-        self.servings.paint(seen.servings, colours, wide=wide, words=self._words)
+        self.pools.paint(seen.pools, colours, width=width, words="")
+        self.gpus.paint(seen.gpus, colours, width=width, words=self._words)
+        self.servings.paint(seen.servings, colours, width=width, words=self._words)
         self._say()
 
     def _say(self) -> None:

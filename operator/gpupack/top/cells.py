@@ -18,8 +18,9 @@ HOT = 0.9
 """From this share of what is attainable on a gauge is red."""
 TRACK = "on grey23"
 PARTS = " ▏▎▍▌▋▊▉"
-COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
-"""Of servings, in the order of their names; red is kept for what is wrong."""
+GOOD, BAD, DOUBT, FAR = "#4fb477", "#ff5c57", "#e0b040", "grey50"
+COLOURS = ("#56b4e9", "#e69f00", "#c58af9", "#8dd3c7", "#f5a3c7", "#d9d05e", "#9fb4ff", "#c49c7a")
+"""Of servings, in the order of their names; none is near what is good or bad."""
 
 
 def none() -> Text:
@@ -33,8 +34,8 @@ def gauge(share: float, width: int, limit: float | None = None) -> Text:
     whole, part = divmod(filled, 8)
     bar = "█" * whole + (PARTS[part] if part else "")
     reach = width if limit is None else min(width, max(round(width * limit), len(bar)))
-    text = Text().append(bar.ljust(reach), style=f"{'red' if hot else 'green'} {TRACK}")
-    return text.append("╱" * (width - reach), style=f"grey50 {TRACK}")
+    text = Text().append(bar.ljust(reach), style=f"{BAD if hot else GOOD} {TRACK}")
+    return text.append("╱" * (width - reach), style=f"{FAR} {TRACK}")
 
 
 def segments(parts: Sequence[tuple[float, str]], total: float, width: int) -> Text:
@@ -57,7 +58,7 @@ def against(value: float | None, slo: float | None, digits: int) -> Text:
         return none()
     text = Text(NONE if value is None else f"{milliseconds(value):.{digits}f}")
     if slo is not None:
-        colour = "dim" if value is None else "red" if value > slo else "green"
+        colour = "dim" if value is None else BAD if value > slo else GOOD
         text.append(f" of {milliseconds(slo):.{digits if slo < 0.01 else 0}f}", style=colour)
     return text
 
@@ -67,17 +68,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def share_of(value: float | None, limit: float | None) -> str:
+def share_of(value: float | None, limit: float | None, of: str = " of ") -> str:
     """`43 of 57 %`"""
     told = NONE if value is None else f"{percent(value):.0f}"
-    return f"{told} %" if limit is None else f"{told} of {percent(limit):.0f} %"
+    return f"{told} %" if limit is None else f"{told}{of}{percent(limit):.0f} %"
 
 
-def memory_of(used: float | None, total: float | None) -> str:
+def memory_of(used: float | None, total: float | None, of: str = " of ") -> str:
     """`12.4 of 79 GiB`"""
     if total is None:
         return NONE
-    return f"{NONE if used is None else f'{gibibytes(used):.1f}'} of {gibibytes(total):.0f} GiB"
+    return f"{NONE if used is None else f'{gibibytes(used):.1f}'}{of}{gibibytes(total):.0f} GiB"
 
 
 def clock(at: float | None) -> str:

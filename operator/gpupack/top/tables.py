@@ -20,19 +20,22 @@ from gpupack.units import gibibytes
 Row = TypeVar("Row")
 Colours = Mapping[ServingKey, str]
 Order = tuple[bool, float | str]
-WIDE = 110
-"""From this many columns on a terminal is wide: gauges are longer, and more is told."""
+ROOMY, WIDE = 110, 150
+"""From so many columns on a terminal has room for longer gauges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Generic[Row]):
-    """`order` sorts what is not known last; `largest_first` where one looks for the most of it. `wide`: only there."""
+    """`cell` is told how wide the terminal is; `since` so many columns there is room for this one.
+
+    `order` sorts what is not known last, `largest_first` where one looks for the most of it.
+    """
 
     title: str
-    cell: Callable[[Row, Colours, bool], Text]
+    cell: Callable[[Row, Colours, int], Text]
     order: Callable[[Row], Order]
     largest_first: bool = False
-    wide: bool = False
+    since: int = 0
     right: bool = False
 
 
@@ -42,8 +45,8 @@ def colours_of(snapshot: Snapshot) -> Colours:
     return {key: cells.COLOURS[number % len(cells.COLOURS)] for number, key in enumerate(keys)}
 
 
-def columns(table: Sequence[Column[Row]], wide: bool) -> list[Column[Row]]:
-    return [each for each in table if wide or not each.wide]
+def columns(table: Sequence[Column[Row]], width: int) -> list[Column[Row]]:
+    return [each for each in table if width >= each.since]
 
 
 def arranged(rows: Iterable[Row], column: Column[Row] | None, *, other_way: bool = False) -> list[Row]:
@@ -81,11 +84,20 @@ def _count(value: int | None) -> Text:
     return cells.none() if value is None else Text(str(value))
 
 
-def _dram(row: GpuRow, _: Colours, wide: bool) -> Text:
+def _long(width: int, longest: int) -> int:
+    """How long a gauge may be."""
+    return longest if width >= WIDE else longest // 2 if width >= ROOMY else 6
+
+
+def _of(width: int) -> str:
+    return " of " if width >= ROOMY else "/"
+
+
+def _dram(row: GpuRow, _: Colours, width: int) -> Text:
     if row.dram_active is None:
         return cells.none()
-    text = cells.gauge(row.dram_active, 16 if wide else 8, row.attainable)
-    told = cells.share_of(row.dram_active, row.attainable)
+    text = cells.gauge(row.dram_active, _long(width, 16), row.attainable)
+    told = cells.share_of(row.dram_active, row.attainable, _of(width))
     return text.append(f" {told}" + (f" at {cells.clock(row.dram_at)}" if row.dram_at is not None else ""),
                        style="dim" if row.dram_at is not None else "")  # fmt: skip
 
@@ -96,16 +108,17 @@ def _saturation(row: GpuRow) -> float | None:
     return row.dram_active / row.attainable if row.attainable else row.dram_active
 
 
-def _memory(row: GpuRow, colours: Colours, wide: bool) -> Text:
+def _memory(row: GpuRow, colours: Colours, width: int) -> Text:
     if row.memory is None:
         return cells.none()
     parts = [(float(each.memory or 0), colours.get(each.serving, "white")) for each in row.engines]
-    text = cells.segments(parts, row.memory, 24 if wide else 8)
+    text = cells.segments(parts, row.memory, _long(width, 24))
     taken = row.memory_used if row.memory_used is not None else sum(each.memory or 0 for each in row.engines)
-    return text.append(f" {cells.memory_of(taken, row.memory)}", style="" if row.memory_used is not None else "dim")
+    told = cells.memory_of(taken, row.memory, _of(width))
+    return text.append(f" {told}", style="" if row.memory_used is not None else "dim")
 
 
-def _engines(row: GpuRow, colours: Colours, _: bool) -> Text:
+def _engines(row: GpuRow, colours: Colours, _: int) -> Text:
     if not row.engines:
         return Text("free", style="dim")
     counted = Counter(each.serving for each in row.engines)
@@ -115,29 +128,29 @@ def _engines(row: GpuRow, colours: Colours, _: bool) -> Text:
     return text.append(f" ({away} not ready)", style="dim") if away else text
 
 
-def _shape(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+def _shape(row: ServingRow, _colours: Colours, _width: int) -> Text:
     if row.max_num_seqs is None or row.kv_bytes is None:
         return cells.none()
     return Text(f"{row.max_num_seqs} x {gibibytes(row.kv_bytes):.1f} GiB")
 
 
-def _ready(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+def _ready(row: ServingRow, _colours: Colours, _width: int) -> Text:
     if row.mode == "Advise":
         return Text("advice", style="dim")
     if row.ready is None:
         return cells.none()
     planned = row.ready if row.planned is None else row.planned
-    return Text(f"{row.ready} of {planned}", style="" if row.ready >= planned else "yellow")
+    return Text(f"{row.ready} of {planned}", style="" if row.ready >= planned else cells.DOUBT)
 
 
-def _decision(row: ServingRow, _colours: Colours, _wide: bool) -> Text:
+def _decision(row: ServingRow, _colours: Colours, _width: int) -> Text:
     if not row.reason:
         return cells.none()
-    return Text(row.reason, style="red" if row.slo_met == "False" else "")
+    return Text(row.reason, style=cells.BAD if row.slo_met == "False" else "")
 
 
-def _problem(row: PoolRow, _colours: Colours, _wide: bool) -> Text:
-    return Text(row.problem, style="yellow") if row.problem else Text("decides", style="green")
+def _problem(row: PoolRow, _colours: Colours, _width: int) -> Text:
+    return Text(row.problem, style=cells.DOUBT) if row.problem else Text("decides", style=cells.GOOD)
 
 
 POOLS: tuple[Column[PoolRow], ...] = (
@@ -156,9 +169,9 @@ POOLS: tuple[Column[PoolRow], ...] = (
 GPUS: tuple[Column[GpuRow], ...] = (
     Column(title="GPU", cell=lambda row, *_: Text(place(row.uuid)), order=lambda row: _word(row.uuid)),
     Column(title="node", cell=lambda row, *_: Text(row.node or cells.NONE), order=lambda row: _word(row.node),
-           wide=True),
+           since=WIDE),
     Column(title="kind", cell=lambda row, *_: Text(row.kind or cells.NONE), order=lambda row: _word(row.kind),
-           wide=True),
+           since=120),
     Column(title="DRAM active", cell=_dram, order=lambda row: _number(_saturation(row)), largest_first=True),
     Column(title="memory by replica", cell=_memory, order=lambda row: _number(row.memory_used), largest_first=True),
     Column(title="engines", cell=_engines, order=lambda row: _number(len(row.engines)), largest_first=True),
@@ -169,7 +182,7 @@ GPUS: tuple[Column[GpuRow], ...] = (
         else Text(f"{row.tokens_per_second:,.0f}"),
     ),
     Column(
-        title="power", right=True, largest_first=True, wide=True, order=lambda row: _number(row.power),
+        title="power", right=True, largest_first=True, since=ROOMY, order=lambda row: _number(row.power),
         cell=lambda row, *_: cells.none() if row.power is None else Text(f"{row.power:.0f} W"),
     ),
 )  # fmt: skip
@@ -195,8 +208,8 @@ SERVINGS: tuple[Column[ServingRow], ...] = (
         order=lambda row: _number(None if row.ttft is None else row.ttft / (row.ttft_slo or 1.0)),
     ),
     Column(title="of", cell=lambda row, *_: Text(row.statistic, style="dim"),
-           order=lambda row: _word(row.statistic), wide=True),
-    Column(title="batch x KV", cell=_shape, order=lambda row: _number(row.max_num_seqs), wide=True),
+           order=lambda row: _word(row.statistic), since=ROOMY),
+    Column(title="batch x KV", cell=_shape, order=lambda row: _number(row.max_num_seqs), since=ROOMY),
     Column(title="last decision", cell=_decision, order=lambda row: _word(row.reason)),
     Column(title="at", cell=lambda row, *_: Text(cells.clock(row.decided_at), style="dim"),
            order=lambda row: _number(row.decided_at), largest_first=True),
@@ -214,7 +227,7 @@ def headline(snapshot: Snapshot) -> Text:
         f"{in_use} of {cells.counted(sum(gpus) if gpus else len(snapshot.gpus), 'GPU')} in use, "
         f"{cells.counted(engines, 'engine')} planned, {ready} ready, {cells.counted(len(snapshot.servings), 'serving')}"
     )
-    return text.append(f", {cells.counted(missed, 'missed promise')}", style="red") if missed else text
+    return text.append(", ").append(cells.counted(missed, "missed promise"), style=cells.BAD) if missed else text
 
 
 def said(row: PoolRow | GpuRow | ServingRow | None) -> str:
@@ -233,20 +246,20 @@ def said(row: PoolRow | GpuRow | ServingRow | None) -> str:
 
 def drawn(snapshot: Snapshot, console: Console) -> RenderableType:
     """All of it at once, for a print."""
-    colours, wide = colours_of(snapshot), console.width >= WIDE
+    colours, width = colours_of(snapshot), console.width
     parts: list[RenderableType] = [headline(snapshot), ""]
-    parts += [_rich(POOLS, snapshot.pools, colours, wide), ""] if snapshot.pools else []
-    parts += [_rich(GPUS, snapshot.gpus, colours, wide), ""] if snapshot.gpus else []
-    parts += [_rich(SERVINGS, snapshot.servings, colours, wide)]
-    parts += [Text(each, style="yellow") for each in (snapshot.problem, snapshot.note) if each]
+    parts += [_rich(POOLS, snapshot.pools, colours, width), ""] if snapshot.pools else []
+    parts += [_rich(GPUS, snapshot.gpus, colours, width), ""] if snapshot.gpus else []
+    parts += [_rich(SERVINGS, snapshot.servings, colours, width)]
+    parts += [Text(each, style=cells.DOUBT) for each in (snapshot.problem, snapshot.note) if each]
     return Group(*parts)
 
 
-def _rich(table: Sequence[Column[Row]], rows: Sequence[Row], colours: Colours, wide: bool) -> Table:
-    shown = columns(table, wide)
+def _rich(table: Sequence[Column[Row]], rows: Sequence[Row], colours: Colours, width: int) -> Table:
+    shown = columns(table, width)
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for each in shown:
         made.add_column(each.title, justify="right" if each.right else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(each.cell(row, colours, wide) for each in shown))
+        made.add_row(*(each.cell(row, colours, width) for each in shown))
     return made

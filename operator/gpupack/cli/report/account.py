@@ -16,11 +16,11 @@ from gpupack.errors import Invalid
 from gpupack.facts.experiment import Experiment
 from gpupack.facts.glance import GpuGlance, ServingGlance, glance
 from gpupack.facts.gpu import GpuKind
-from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation, Phase, Reading, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Serving, ServingKey
+from gpupack.handlers import llm_of
 from gpupack.kube.api import Api
 from gpupack.kube.pool_resource import pool_resource
 from gpupack.kube.serving_resource import serving_resource
@@ -250,7 +250,7 @@ async def of_cluster(api: Api, *, metrics: str | None, now: Seconds, name: str) 
     await feed.look()
     seen = feed.snapshot()
     pools = {each.name: each for each in map(pool_resource, (await api.get(POOLS))["items"])}
-    servings = [serving_resource(each.resource, llm_of=_llm_of) for each in seen.servings]
+    servings = [serving_resource(each.resource, llm_of=llm_of) for each in seen.servings]
     found = []
     for pool in pools.values():
         plan = pool.plan or Plan()
@@ -306,7 +306,3 @@ def _told(key: ServingKey, resource: Mapping[str, Any]) -> Iterable[Decided]:
             predicted=each.get("predicted", ""), chosen=each.get("chosen", ""), rejected=each.get("rejected", ""),
             measured=each.get("measured", ""),
         )  # fmt: skip
-
-
-def _llm_of(name: str, config: Mapping[str, Any] | None) -> Llm:
-    return catalog.llm(name) if config is None else catalog.llm_from_config(name, catalog.LlmConfig(**config))
