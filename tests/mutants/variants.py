@@ -1,6 +1,7 @@
 """Every small change of a module of the decision that a mutant may be: one expression or statement becomes another.
 
-Left alone: docstrings and the wording of sentences, annotations, assertions, defaults of arguments and of fields.
+Left alone: docstrings and the wording of sentences, annotations, assertions (and `strict=` of a `zip`, which is one),
+defaults of arguments and of fields.
 Knows syntax only; whether anybody notices a change is `survivors`' business.
 """
 
@@ -72,6 +73,8 @@ def constant(node: ast.stmt) -> str | None:
 
 def _within(module: str, place: str, definition: ast.stmt, owner: ast.ClassDef | None) -> Iterator[Variant]:
     for number, (each, parent) in enumerate(_nodes(definition)):
+        if isinstance(parent, ast.keyword) and parent.arg == "strict":
+            continue
         for other in _others(each):
             where = each.test if isinstance(each, ast.If | ast.While) else each
             old, new = _texts(each, other, parent)
