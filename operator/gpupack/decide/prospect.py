@@ -87,6 +87,13 @@ def _alike(kind: GpuKind, group: EngineGroup) -> Alike:
     return Alike(kind, group)
 
 
+@lru_cache(maxsize=8192)
+def _several(lone: Alike, count: int, rate: float | None) -> Alike:
+    """So many of an engine, each at so many requests a second."""
+    each = None if rate is None else PerSecond(max(rate, 1e-6) * count)
+    return _alike(lone.kind, replace(lone.group, replicas=count, request_rate=each))
+
+
 @lru_cache(maxsize=16384)
 def _predicted(engines: tuple[Alike, ...], reserve: Bytes) -> GpuPrediction:
     """All of one kind of GPU, on one of them."""
@@ -111,7 +118,7 @@ class Prospects:
         self._alike: dict[str, dict[tuple[Kin, int, float | None], Alike]] = defaultdict(dict)
         self._memory: dict[tuple[str, Kin], Bytes] = {}
         self._most: dict[tuple[str, Kin], float] = {}
-        self._lone: dict[tuple[str, Kin], EngineGroup] = {}
+        self._lone: dict[tuple[str, Kin], Alike] = {}
 
     def kin(self, serving: ServingKey, shape: Shape) -> Kin:
         found = self._kin.get((serving, shape))
@@ -191,15 +198,17 @@ class Prospects:
         for (kin, count), rate in zip(mix, rates, strict=True):
             found = known.get((kin, count, rate))
             if found is None:
-                found = known[kin, count, rate] = _alike(kind, self._group(kind, kin, count, rate))
+                lone = self._lone_engine(kind, kin)
+                is_lone = count == 1 and rate is None
+                found = known[kin, count, rate] = lone if is_lone else _several(lone, count, rate)
             engines.append(found)
         return _predicted(tuple(engines), self._reserve)
 
-    def _group(self, kind: GpuKind, kin: Kin, count: int, rate: float | None) -> EngineGroup:
-        lone = self._lone.get((kind.name, kin))
-        if lone is None:
+    def _lone_engine(self, kind: GpuKind, kin: Kin) -> Alike:
+        found = self._lone.get((kind.name, kin))
+        if found is None:
             serving = self.servings[kin.serving]
-            lone = self._lone[kind.name, kin] = EngineGroup(
+            group = EngineGroup(
                 llm=serving.llm,
                 dtype=serving.dtype,
                 shape=kin.shape,
@@ -208,9 +217,8 @@ class Prospects:
                 request_rate=None,
                 coefficients=coefficients_of(serving, kind),
             )
-        if count == 1 and rate is None:
-            return lone
-        return replace(lone, replicas=count, request_rate=None if rate is None else PerSecond(max(rate, 1e-6) * count))
+            found = self._lone[kind.name, kin] = _alike(kind, group)
+        return found
 
 
 def coefficients_of(serving: Serving, kind: GpuKind) -> Coefficients:
@@ -227,6 +235,8 @@ def prior_of(serving: Serving, kind: GpuKind) -> Coefficients:
 
 def belief_of(serving: Serving, kind: GpuKind) -> Belief | None:
     """What is written of this model on that kind of GPU."""
+    if not serving.learned:
+        return None
     key = belief_key(serving, kind)
     return next((each for each in serving.learned if each.key == key), None)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import sub
 
 from gpupack.metrics import series
 from gpupack.metrics.series import Across, Exporter, Kind, Name, Quantity, Series
@@ -39,7 +40,7 @@ class Histogram:
             )
         return Histogram(
             bounds=self.bounds,
-            counts=array("d", (after - before for after, before in zip(self.counts, earlier.counts, strict=True))),
+            counts=array("d", map(sub, self.counts, earlier.counts)),
             total=self.total - earlier.total,
             count=self.count - earlier.count,
         )
