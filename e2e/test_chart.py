@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from gpupack.demo.stage import wait_for
+from gpupack.demo.stage import ACCOUNT, wait_for
 from gpupack.errors import Unavailable
 from gpupack.node import binaries
 from gpupack.node.controlplane import ControlPlane, KubectlError
+
+from .host_node import HostNode
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "gpupack"
@@ -32,13 +34,16 @@ class Cluster:
         self._folder = folder
 
     def helm(self, *arguments: str | Path) -> str:
+        done = self.try_helm(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def try_helm(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environ = {
             "KUBECONFIG": str(self.plane.kubeconfig), "HOME": str(self._folder), "HELM_NAMESPACE": NAMESPACE,
         }  # fmt: skip
         command = [str(self._helm), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
 
     def exists(self, *what: str) -> bool:
         try:
@@ -117,3 +122,47 @@ def _arguments(cluster: Cluster) -> list[str]:
 def test_the_api_server_takes_everything_that_the_chart_can_render(cluster: Cluster) -> None:
     for values in sorted((ROOT / "tests" / "charts" / "values").glob("*.yaml")):
         cluster.helm("install", "gpupack", CHART, "--create-namespace", "--values", values, "--dry-run=server")
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> Iterator[HostNode]:
+    """Where an installed operator runs, under its own account."""
+
+    def kubeconfig() -> Path:
+        cluster.plane.kubeconfig_for(ACCOUNT).unlink()  # of an account of that name that was taken away
+        return cluster.plane.kubeconfig_for(ACCOUNT)
+
+    with HostNode(cluster.plane.kubeconfig, kubeconfig) as node:
+        yield node
+
+
+@pytest.mark.usefixtures("node")
+def test_kubectl_alone_installs_what_the_chart_does(cluster: Cluster) -> None:
+    kubectl = cluster.plane.kubectl
+    kubectl("apply", "-f", ROOT / "crds")
+    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    kubectl("apply", "-k", ROOT / "deploy")
+    kubectl("-n", NAMESPACE, "rollout", "status", "deploy/gpupack", "--timeout=60s")
+    wait_for(lambda: cluster.get("gpool", "default").get("status"), 20.0, "the default pool has a status")
+    kubectl("delete", "-k", ROOT / "deploy", "--timeout=30s")
+    kubectl("delete", "-f", ROOT / "crds", "--timeout=30s")
+    assert not cluster.exists("namespace", NAMESPACE)
+
+
+def test_helm_test_tells_an_operator_that_works_from_one_that_is_not_there(cluster: Cluster, node: HostNode) -> None:
+    kubectl = cluster.plane.kubectl
+    cluster.helm("install", "gpupack", CHART, "--create-namespace", "--wait", "--timeout", "60s")
+    assert cluster.get("-n", NAMESPACE, "deploy", "gpupack")["status"]["readyReplicas"] == 1
+    told = cluster.helm("test", "gpupack", "--timeout", "60s")
+    assert "Succeeded" in told
+    said = node.said("gpupack-test")
+    assert "the operator has read the cluster" in said
+    assert "the API server spoke of gpupools" in said
+
+    wait_for(lambda: cluster.get("gpool", "default").get("status"), 20.0, "the default pool has a status")
+    kubectl("-n", NAMESPACE, "scale", "deploy/gpupack", "--replicas=0")
+    gone = ("--for=delete", "pod", "--selector=app.kubernetes.io/component=operator")
+    kubectl("-n", NAMESPACE, "wait", *gone, "--timeout=30s")
+    failed = cluster.try_helm("test", "gpupack", "--timeout", "60s")
+    assert failed.returncode != 0
+    cluster.helm("uninstall", "gpupack", "--timeout", "30s")
