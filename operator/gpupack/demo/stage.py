@@ -51,7 +51,7 @@ class Stage:
         self.cluster = cluster
         self._folder = folder
         self._node_arguments = tuple(node_arguments)
-        self._metrics_port, self._health_port = free_ports(2)
+        self.metrics_port, self._health_port = free_ports(2)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -95,7 +95,7 @@ class Stage:
         `program` is `gpupack` as it runs elsewhere (in its image); it finds the API server by itself.
         """
         doors = (
-            "--pod-proxy", self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self._metrics_port),
+            "--pod-proxy", self.pod_proxy, "--host", "127.0.0.1", "--metrics-port", str(self.metrics_port),
             "--health-port", str(self._health_port),
         )  # fmt: skip
         if program is None:
@@ -111,7 +111,7 @@ class Stage:
         return self._keeper.exit_code(OPERATOR)
 
     def operator_metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self._metrics_port}/metrics", trust_env=False).text
+        return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text
 
     def log(self, name: str) -> str:
         """What `operator` or `node` has written."""
