@@ -100,11 +100,15 @@ def test_a_step_of_the_load_asks_before_it_fills_a_window_if_chance_cannot_be_it
     assert demand(1, engine(8.0, gaps=((2.0, 12.0), (2.0, 12.0)))).wanted == 1
 
 
-def test_what_came_in_one_gap_alone_is_looked_at_again_once() -> None:
+def test_what_came_in_one_gap_alone_is_looked_at_again_and_once_more_if_it_stays_likely() -> None:
     burst = demand(1, engine(5.0, gaps=((2.0, 40.0), (2.0, 5.0))))
     assert (burst.wanted, burst.look_again) == (1, True)
     gone = demand(1, engine(5.0, gaps=((0.5, 6.0), (2.0, 40.0))))
     assert (gone.wanted, gone.look_again) == (1, False)
+    unsure = demand(1, engine(5.0, gaps=((0.5, 16.0), (2.0, 40.0))))
+    assert (unsure.wanted, unsure.look_again) == (1, True)
+    twice = demand(1, engine(5.0, gaps=((0.5, 16.0), (0.5, 16.0))))
+    assert (twice.wanted, twice.look_again) == (1, False)
     still = demand(1, engine(5.0, gaps=((0.5, 40.0), (2.0, 40.0))))
     assert (still.wanted > 1, still.look_again) == (True, False)
 

@@ -186,10 +186,17 @@ def _surely(engines: Sequence[EngineFacts]) -> float:
 
 
 def _perhaps(engines: Sequence[EngineFacts], policy: Policy) -> float:
-    """Requests a second that the last gap shows; 0 where it was short: engines were asked again just now."""
-    if any(each.gaps[0].seconds < policy.engine_period / 2 for each in engines if each.gaps):
+    """Requests a second that the last gap shows; if it was short, the last two as well; 0 if both were short.
+
+    After a short gap engines were asked again just now; a third time would not help.
+    """
+    gaps = [each.gaps for each in engines if each.gaps]
+    last = _at_least(((each.gaps[:1], each.dispersion) for each in engines), PERHAPS)
+    if all(each[0].seconds >= policy.engine_period / 2 for each in gaps):
+        return last
+    if any(sum(gap.seconds for gap in each) < policy.engine_period for each in gaps):
         return 0.0
-    return _at_least(((each.gaps[:1], each.dispersion) for each in engines), PERHAPS)
+    return min(last, _at_least(((each.gaps, each.dispersion) for each in engines), PERHAPS))
 
 
 def _at_least(seen: Iterable[tuple[Sequence[Gap], float]], errors: float) -> float:
