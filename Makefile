@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := operator charts tests e2e
 LOCK := $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --generate-hashes
 
-.PHONY: help install fmt lint types test verify soak mutation e2e e2e-kill demo controlplane lock clean
+.PHONY: help install fmt lint types test verify docs soak mutation e2e e2e-kill demo controlplane lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,7 +39,10 @@ test: lint types ## Everything that needs no cluster but the control plane's pro
 
 verify: install ## Regenerate what is generated; fails if that changes anything.
 	$(BIN)/pytest -q tests --regenerate -k golden
-	git diff --exit-code -- tests crds charts deploy
+	git diff --exit-code -- tests crds charts deploy docs
+
+docs: install ## Build the documentation's site into build/docs; a warning is an error.
+	$(BIN)/zensical build --strict --clean
 
 controlplane: install ## Get the Kubernetes control plane's programs, and say where they are.
 	$(BIN)/python -m gpupack.node.binaries

@@ -65,12 +65,20 @@ WATCHED = {
     },
 }  # fmt: skip
 ROOT = "/apis/gpupack.dev/v1alpha1/namespaces/shop/modelservings"
-PAGES = {ROOT: {"items": [SERVING, FRESH]}, f"{ROOT}/chat": SERVING, f"{ROOT}/fresh": FRESH, f"{ROOT}/watched": WATCHED}
+EVERYWHERE = "/apis/gpupack.dev/v1alpha1/modelservings"
+NOTHING_LEARNT: dict[str, object] = {"items": []}
+PAGES = {
+    EVERYWHERE: {"items": [SERVING]},
+    ROOT: {"items": [SERVING, FRESH]},
+    f"{ROOT}/chat": SERVING,
+    f"{ROOT}/fresh": FRESH,
+    f"{ROOT}/watched": WATCHED,
+}
 
 
 class Page(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        found = PAGES.get(self.path)
+        found = NOTHING_LEARNT if self.path.endswith("/modelprofiles") else PAGES.get(self.path)
         body = json.dumps(found or {"reason": "NotFound", "message": "not found"}).encode()
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", "application/json")
@@ -178,3 +186,11 @@ def test_a_serving_that_is_not_there_is_bad_input(capsys: pytest.CaptureFixture[
 def test_no_cluster_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["explain", "chat", "--kubeconfig", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_serving_that_is_in_another_namespace_is_found_there(
+    capsys: pytest.CaptureFixture[str], kubeconfig: str
+) -> None:
+    assert main(["explain", "chat", "-n", "elsewhere", "--kubeconfig", kubeconfig]) == 2
+    assert "no ModelServing chat in namespace elsewhere" in (said := capsys.readouterr().err)
+    assert "it is in shop: add -n shop" in said

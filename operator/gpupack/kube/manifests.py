@@ -147,6 +147,8 @@ def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[
             "name": claim_name(apply.gpu_uuid, apply.sharing),
             "namespace": apply.namespace,
             "labels": {
+                labels.NAME: "vllm",
+                labels.COMPONENT: CLAIM,
                 labels.MANAGER: labels.MANAGED_BY,
                 labels.PART_OF: labels.MANAGED_BY,
                 labels.POOL: pool,
