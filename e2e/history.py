@@ -29,8 +29,13 @@ PATHS = {
 WATCH_SECONDS = 5
 CLAIM_PROTECTION = "resource.kubernetes.io/delete-protection"
 """The finalizer that Kubernetes itself puts on a ResourceClaim which is in use."""
+JOB_TRACKING = "batch.kubernetes.io/job-tracking"
+"""The one that it puts on the pods of a Job until they are counted."""
 SERVING = "gpupack.dev/serving"
 GPU = "gpupack.dev/gpu"
+
+
+KUBERNETES_OWN = (CLAIM_PROTECTION, JOB_TRACKING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +107,7 @@ class History:
             metadata = each.object["metadata"]
             marks = [*metadata.get("finalizers", ())]
             marks += [key for key in metadata.get("annotations", ()) if "kopf" in key]
-            found.update(f"{each.resource}/{each.name}: {mark}" for mark in marks if mark != CLAIM_PROTECTION)
+            found.update(f"{each.resource}/{each.name}: {mark}" for mark in marks if mark not in KUBERNETES_OWN)
         return sorted(found)
 
     def starting_together(self, mark: int) -> list[str]:

@@ -43,6 +43,7 @@ from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
+from gpupack.profiling.measuring import Measurer
 from gpupack.telemetry import Telemetry, Tick
 from gpupack.trace.recorder import Recorder, TraceFile
 from gpupack.units import MB, Seconds
@@ -300,6 +301,7 @@ class Operator:
         self._reconcile = reconcile
         self._api = Api(configuration, on_call=self.telemetry.called)
         self.mirrors = Mirrors(self._api, _lookups(), self.stir, pod_proxy=pod_proxy)
+        self._measurer = Measurer(self._api, self.mirrors, _gpu_by_name, pod_proxy=pod_proxy)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
         self._stirred = asyncio.Event()
@@ -355,7 +357,8 @@ class Operator:
     async def start(self) -> None:
         if self._recorder is not None:
             self._recorder.start()
-        self._followers = [asyncio.create_task(run) for run in (*self.mirrors.runs(), self.tell_orphans())]
+        runs = (*self.mirrors.runs(), self.tell_orphans(), self._measurer.run())
+        self._followers = [asyncio.create_task(run) for run in runs]
         for follower in self._followers:
             follower.add_done_callback(_end_if_it_died)
 

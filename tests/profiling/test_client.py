@@ -75,10 +75,10 @@ async def test_a_server_that_refuses_says_so_in_its_own_words(proxy: str) -> Non
     with pytest.raises(Unavailable, match="serves org/tiny; name one of them"):
         async with Clients(Endpoint(url=URL, model="other", api_key=KEY, proxy=proxy), LOAD):
             pass
-    long = Load(input_tokens=1000, output_tokens=20, seconds=0.1)
+    long = Load(input_tokens=240, output_tokens=20, seconds=0.1)
     async with Clients(Endpoint(url=URL, api_key=KEY, proxy=proxy), long) as clients:
         with pytest.raises(Unavailable, match="maximum context length is 256"):
-            await clients.measure(1)
+            await clients.measure(4)
 
 
 async def test_the_command_writes_every_run_and_goes_on_from_them(

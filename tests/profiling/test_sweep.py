@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gpupack.facts.measured import Results
 from gpupack.facts.serving import ProfilePoint
-from gpupack.profiling.sweep import ATTEMPTS, Results, Run, added, choice, course, ladder
+from gpupack.profiling.sweep import ATTEMPTS, Run, added, choice, course, ladder
 from gpupack.units import Seconds
 
 

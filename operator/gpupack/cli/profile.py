@@ -22,15 +22,14 @@ from gpupack import catalog
 from gpupack.cli.arguments import count, positive
 from gpupack.cli.show import Json, ms, pct, print_json, rate, rounded, table
 from gpupack.errors import Invalid, Unavailable
+from gpupack.facts.measured import Results
 from gpupack.facts.serving import Lengths, Profile
 from gpupack.perf import calibration
 from gpupack.profiling import record, sweep
-from gpupack.profiling.client import BUSY_CLIENT, SPREAD, Clients, Endpoint, Load, Window
+from gpupack.profiling.client import BUSY_CLIENT, EVEN_CV, Clients, Endpoint, Load, Window
 from gpupack.profiling.record import Inputs, Record, Seen
-from gpupack.profiling.sweep import Course, Results
+from gpupack.profiling.sweep import Course
 
-UNIFORM = 3**-0.5
-"""Standard deviation of an even spread, over half its width."""
 BAR = 32
 
 
@@ -172,7 +171,6 @@ def _fitted(args: argparse.Namespace, kept: Record) -> _Fitted:
     """Raises Invalid where the catalog has no such model or GPU."""
     gpu = catalog.gpu(args.gpu, "--gpu")
     llm = catalog.llm(args.catalog_model or kept.inputs.model, "--catalog-model")
-    spread = SPREAD * UNIFORM
     base = calibration.coefficients(kept.inputs.engine_version)
     profile = Profile(
         name=kept.inputs.model,
@@ -180,7 +178,7 @@ def _fitted(args: argparse.Namespace, kept: Record) -> _Fitted:
         engine_version=base.engine_version,
         lengths=Lengths(
             input_mean=kept.inputs.input_tokens, output_mean=kept.inputs.output_tokens,
-            input_cv=spread, output_cv=spread,
+            input_cv=EVEN_CV, output_cv=EVEN_CV,
         ),
         points=kept.results.points,
     )  # fmt: skip

@@ -143,14 +143,19 @@ class Api:
         query: dict[str, str | int] = {"fieldManager": self._manager}
         return await self._ask("PATCH", path, query, body, "application/merge-patch+json", verb="patch")
 
-    async def delete(self, path: str, *, uid: str, grace_seconds: int | None = None) -> None:
+    async def delete(
+        self, path: str, *, uid: str, grace_seconds: int | None = None, with_children: bool = False
+    ) -> None:
         """Deletes exactly this object. One that is gone, or was replaced by another of its name, is success.
 
-        `grace_seconds` None is the object's own; 0 is a kubelet's word that a pod has ended.
+        `grace_seconds` None is the object's own; 0 is a kubelet's word that a pod has ended. `with_children`: what it
+        owns goes too, which for a Job must be said.
         """
         body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
+        if with_children:
+            body["propagationPolicy"] = "Background"
         try:
             await self._ask("DELETE", path, {}, body, "application/json", verb="delete")
         except (NotFound, Conflict):

@@ -95,6 +95,15 @@ def _replica(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
     )
 
 
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    return "deletionTimestamp" not in pod["metadata"] and _ready_at(pod.get("status", {})) is not None
+
+
+def message_of(pod: Mapping[str, Any]) -> str:
+    """Why a pod is not ready, or how it ended; empty where nobody says."""
+    return _message(pod.get("status", {}))
+
+
 def pool_of_child(child: Mapping[str, Any]) -> str | None:
     """The pool whose task made this child; None if gpupack did not make it."""
     marks: Mapping[str, str] = child["metadata"].get("labels", {})

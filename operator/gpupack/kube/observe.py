@@ -233,7 +233,7 @@ class Mirrors:
             stir()
 
         def profile(obj: Mapping[str, Any]) -> Profile | Belief | Invalid | None:
-            if (belief := profile_resource.belief_of(obj)) is not None or "points" not in obj["spec"]:
+            if (belief := profile_resource.belief_of(obj)) is not None or not {"points", "measure"} & set(obj["spec"]):
                 return belief
             try:
                 return profile_resource.profile_of(obj, gpu_by_name=lookups.gpu_by_name)

@@ -29,10 +29,12 @@ from gpupack.units import (
 
 GpuByName = Callable[[str], GpuKind]
 """A GPU by its name in the catalog. Raises Invalid for any other."""
+DONE = "Done"
+"""The phase of a measurement whose points count."""
 
 
 def profile_of(obj: Mapping[str, Any], *, gpu_by_name: GpuByName) -> Profile:
-    """A ModelProfile that passed its CRD. Raises Invalid for a GPU that the catalog does not have."""
+    """A ModelProfile that passed its CRD, with the points that it has by now. Raises Invalid for an unknown GPU."""
     spec = obj["spec"]
     return Profile(
         name=obj["metadata"]["name"],
@@ -40,16 +42,40 @@ def profile_of(obj: Mapping[str, Any], *, gpu_by_name: GpuByName) -> Profile:
         gpu_kind=gpu_by_name(spec["gpu"]).name,
         engine_version=spec["engineVersion"],
         lengths=lengths_of(spec["lengths"]),
-        points=tuple(
-            ProfilePoint(
-                max_num_seqs=point["maxNumSeqs"],
-                total_tokens_per_second=float(point["totalTokensPerSecond"]),
-                itl_mean=seconds_from_microseconds(point["itlMeanMicroseconds"]),
-                kv_peak_bytes=Bytes(point["kvPeakBytes"]) if "kvPeakBytes" in point else None,
-            )
-            for point in sorted(spec["points"], key=lambda each: each["maxNumSeqs"])
-        ),
+        points=tuple(point_of(point) for point in sorted(_points(obj), key=lambda each: each["maxNumSeqs"])),
     )
+
+
+def _points(obj: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those that were given, or measured once the measuring is done."""
+    spec, measured = obj["spec"], obj.get("status", {}).get("measured", {})
+    if "measure" not in spec:
+        return list(spec["points"])
+    return list(measured.get("points", ())) if measured.get("phase") == DONE else []
+
+
+def point_of(fields: Mapping[str, Any]) -> ProfilePoint:
+    tpot = fields.get("tpotMeanMicroseconds")
+    return ProfilePoint(
+        max_num_seqs=fields["maxNumSeqs"],
+        total_tokens_per_second=float(fields["totalTokensPerSecond"]),
+        itl_mean=seconds_from_microseconds(fields["itlMeanMicroseconds"]),
+        tpot_mean=None if tpot is None else seconds_from_microseconds(tpot),
+        kv_peak_bytes=Bytes(fields["kvPeakBytes"]) if "kvPeakBytes" in fields else None,
+        preemptions=fields.get("preemptions"),
+    )
+
+
+def point_to_dict(point: ProfilePoint) -> dict[str, Any]:
+    """Whole numbers, as the schema has them."""
+    fields = {
+        "maxNumSeqs": point.max_num_seqs,
+        "totalTokensPerSecond": max(1, round(point.total_tokens_per_second)),
+        "itlMeanMicroseconds": max(1, round(microseconds(point.itl_mean))),
+        "tpotMeanMicroseconds": None if point.tpot_mean is None else max(1, round(microseconds(point.tpot_mean))),
+        "preemptions": point.preemptions,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def belief_of(obj: Mapping[str, Any]) -> Belief | None:

@@ -30,9 +30,11 @@ SILENCE_SECONDS = 120.0
 """A request under way from which nothing comes for so long has failed."""
 SPREAD = 0.5
 """Lengths are drawn evenly within this share of their mean, so that requests do not end together."""
+EVEN_CV = SPREAD * 3**-0.5
+"""Their coefficient of variation: an even spread deviates by half its width over the root of three."""
 MOST_FAILURES = 3
 """Requests that may fail in a run; one more and the run has."""
-PROBE_WORDS = 64
+PROBE_WORDS = 8
 BUSY_CLIENT = Ratio(0.85)
 """A client that computes for this share of the window may have been what was slow."""
 
@@ -170,11 +172,13 @@ class Clients:
                 problem = str(refused)
         else:
             raise Unavailable(problem)
-        long = await self._ask(dialect, 3 * PROBE_WORDS, 2)
-        if not (short.prompt_tokens and long.prompt_tokens):
+        if not short.prompt_tokens:
             raise Unavailable(f"{self._endpoint.url} does not tell the tokens of a streamed answer (include_usage)")
-        per_word = max(0.01, (long.prompt_tokens - short.prompt_tokens) / (2 * PROBE_WORDS))
-        extra = short.prompt_tokens - per_word * PROBE_WORDS
+        # A second prompt of about the usual length tells how many tokens a word has, and how many come with any prompt.
+        words = max(PROBE_WORDS + 1, round(self._load.input_tokens / short.prompt_tokens * PROBE_WORDS))
+        long = await self._ask(dialect, words, 2)
+        per_word = max(0.01, (long.prompt_tokens - short.prompt_tokens) / (words - PROBE_WORDS))
+        extra = max(0.0, short.prompt_tokens - per_word * PROBE_WORDS)
         return replace(dialect, tokens_per_word=per_word, extra_tokens=extra)
 
     async def _get(self, path: str) -> Mapping[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpupack.errors import Invalid
+from gpupack.facts.measured import Failure, Results
 from gpupack.profiling.points import point_of, row_of
-from gpupack.profiling.sweep import Failure, Results
 from gpupack.units import Ratio
 
 OPTION = "--output"

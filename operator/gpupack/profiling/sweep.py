@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpupack.decide.knee import REFERENCE_BATCH, measured_knee
+from gpupack.facts.measured import Failure, Results
 from gpupack.facts.serving import ProfilePoint
 from gpupack.units import Ratio, Seconds
 
@@ -22,28 +23,6 @@ PLATEAU = 0.05
 SLO_FACTOR = 2.0
 MIN_EFFICIENCY = Ratio(0.1)
 """Of the chosen limit: the defaults of `gpupack advise` for a measured profile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A batch limit that could not be measured: how often it was tried and what was said the last time."""
-
-    max_num_seqs: int
-    attempts: int
-    problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """What has been measured. `confirmed` is the run of an engine that had the chosen limit as its own.
-
-    `unconfirmed` says why there will be none.
-    """
-
-    points: tuple[ProfilePoint, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    confirmed: ProfilePoint | None = None
-    unconfirmed: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

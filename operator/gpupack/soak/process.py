@@ -77,8 +77,11 @@ class ModelApi(Api):
     async def merge(self, path: str, body: Json) -> Json:
         return self._call("merge", path, body, lambda: self._server.merge(path, body))
 
-    async def delete(self, path: str, *, uid: str, grace_seconds: int | None = None) -> None:
+    async def delete(
+        self, path: str, *, uid: str, grace_seconds: int | None = None, with_children: bool = False
+    ) -> None:
         assert grace_seconds is None, "the operator leaves the grace to the pod"
+        assert not with_children, "no pool's task deletes what has children"
         try:
             self._call("delete", path, None, lambda: self._server.delete(path, uid))
         except ApiError as problem:
