@@ -41,7 +41,7 @@ def crd(plural: str) -> str:
         inner = schema["properties"].get(part)
         if inner is None:
             continue
-        head = ("field", "type", "default", "meaning")
+        head = ("field", "meaning")
         lines += ["", f"## {part}", "", _text(inner.get("description", "")), "", *_table(head, _fields(part, inner))]
         refusals = [row for path, each in _walk(part, inner) for row in _rules(path, each)]
         if refusals:
@@ -68,9 +68,10 @@ def _fields(part: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         if path == part or path.endswith("[]"):
             continue
         told = json.dumps(each["default"]) if "default" in each else ""
-        default = f"`{told}`" if told and len(told) <= LONGEST_DEFAULT else ""
-        name = f"**`{path}`**" if path in required else f"`{path}`"
-        yield name, _type(each), default, _cell(_text(each.get("description", "")))
+        default = f"; default `{told}`" if told and len(told) <= LONGEST_DEFAULT else ""
+        name = f"`{path.removeprefix(part + '.')}`"
+        asked = f"**{name}**" if path in required else name
+        yield f"{asked}<br>{_type(each)}{default}", _cell(_text(each.get("description", "")))
 
 
 def _type(schema: Mapping[str, Any]) -> str:
