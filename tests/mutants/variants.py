@@ -88,6 +88,9 @@ def _texts(node: ast.expr | ast.stmt, other: ast.AST, parent: ast.AST) -> tuple[
     """What a reader would look for and find instead: a number with what is done with it, of an `if` its condition."""
     if isinstance(parent, ast.If) and isinstance(node, ast.Continue | ast.Break):
         return f"if {ast.unparse(parent.test)}: {ast.unparse(node)}", f"if {ast.unparse(parent.test)}: pass"
+    if isinstance(node, ast.Call) and isinstance(other, ast.Call) and len(other.keywords) < len(node.keywords):
+        [gone] = [each for each in node.keywords if each not in other.keywords]
+        return f"{ast.unparse(node.func)}(..., {ast.unparse(gone)})", f"{ast.unparse(node.func)}(...)"
     if not isinstance(node, ast.Constant) or isinstance(parent, ast.If | ast.While | ast.For | ast.FunctionDef):
         return _text(node), _text(other)
     changed = copy.copy(parent)
