@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("gpupack.cli.replay", "where today's code decides otherwise than a recorded trace, and if it matters"),
     "completion": ("gpupack.cli.completion", "what your shell needs to complete this command line with the tab key"),
     "catalog": ("gpupack.cli.catalog", "the GPUs and models that are known by name, and where their numbers come from"),
-    "demo": ("gpupack.demo.play", "see it work: five acts on a real Kubernetes API server with virtual GPUs"),
+    "demo": ("gpupack.demo.play", "see it work: seven acts on a real Kubernetes API server with virtual GPUs"),
     "soak": ("gpupack.soak.run", "seeds drive a simulated cluster with faults; rules that must always hold in it"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
     "host": ("gpupack.host.run", "the supervisor in a pod that holds a GPU: the engines of that GPU, and MPS"),

@@ -1,4 +1,4 @@
-"""Hidden truth: a world whose coefficients nobody knows but the seed, and what live calibration makes of it.
+"""Act 6, hidden truth: a world whose coefficients only its seed knows, and what live calibration makes of it.
 
 The twin's engines step in simulated time behind their own counters; windows, filter and rules are the operator's. The
 world draws each cost of its engines within 30 % of the catalog's. The load changes every other minute, and towards the
@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
+
+from rich.table import Table
 
 from gpupack import catalog
 from gpupack.decide.learning import Learning, due, learn, wrote
@@ -55,11 +57,12 @@ from gpupack.twin.counters import Buckets
 from gpupack.twin.engine import EngineConfig
 from gpupack.twin.memory_system import VLLM_V1, EngineCosts, GpuSpec, ModelDims
 from gpupack.twin.world import Tenant, World, activity
-from gpupack.units import GIB, Bytes, Ratio, Seconds
+from gpupack.units import GIB, Bytes, Ratio, Seconds, percent
 
 MODEL, GPU_KIND, ENGINE_VERSION = "llama-3.2-1b", "H100-80GB", "0.8.5"
 REACH = 0.3
 MINUTES = 14
+BOUND = 0.05
 ENGINES = 2
 RATES = (20.0, 60.0, 10.0, 40.0, 80.0, 30.0)
 """Requests a second in all, each for two minutes, again and again."""
@@ -315,3 +318,41 @@ def _histogram(counts: counters.Histogram) -> Histogram:
         bounds=tuple(edge for edge, _ in lines), counts=array("d", (float(count) for _, count in lines)),
         total=counts.sum, count=float(counts.count),
     )  # fmt: skip
+
+
+def table(played: Hidden) -> Table:
+    """Truth, first belief and what was learnt, side by side."""
+    shown = Table(title=f"{MODEL} on {GPU_KIND}, {ENGINES} engines by MPS; the truth was drawn from seed {played.seed}")
+    for column in ("", "truth", "first belief", "learnt", "known to"):
+        shown.add_column(column, justify="left" if not column else "right")
+    units = ("ms", "us", "of the bandwidth", "us a layer", "of the peak")
+    names = ("a step, whatever its batch", "a sequence", "KV cache is read at", "launches of a step with prefill",
+             "prompts are computed at")  # fmt: skip
+    factors = (1e3, 1e6, 1.0, 1e6, 1.0)
+    numbers = zip(played.truth, played.first, played.belief.coefficients, strict=True)
+    for index, (name, unit, factor, three) in enumerate(zip(names, units, factors, numbers, strict=True)):
+        known = math.sqrt(played.belief.covariance[index][index])
+        told = (f"{factor * value:.3g} {unit}" for value in three)
+        shown.add_row(name, *told, f"{percent(known):.0f} %")
+    return shown
+
+
+def verdict(played: Hidden) -> str:
+    """How far latencies were mispredicted, at first and in the end."""
+    steady = [each for each in played.minutes if each.steady]
+    path = ", ".join(
+        f"minute {each.number + 1}: {percent(each.first_off):+.0f} / {percent(each.learnt_off):+.1f} %"
+        for each in steady
+    )
+    return (
+        f"Inter-token latency at the batches that ran, predicted less measured, with the first and with the learnt "
+        f"belief: {path}. Before minute {LENGTHS_CHANGE_AT + 1} requests became others ({SHORT.input_mean:.0f} in and "
+        f"{SHORT.output_mean:.0f} out to {LONG.input_mean:.0f} and {LONG.output_mean:.0f}). What no load told of stays "
+        "where it was, and the last column says so: what is learnt is the latency, not each cost."
+    )
+
+
+def held(played: Hidden) -> bool:
+    """Whether the last steady minutes were predicted to five per cent."""
+    steady = [each for each in played.minutes if each.steady and each.number >= LENGTHS_CHANGE_AT - 1]
+    return bool(steady) and all(abs(each.learnt_off) < BOUND for each in steady)

@@ -1,8 +1,8 @@
-"""`gpupack demo`: six acts and one table. Published runs, the loop live, a step back, one too many, the answer no.
+"""`gpupack demo`: seven acts. Published runs, the loop live, a step back, one too many, no, hidden truth, one table.
 
 Exit status 0 only if packing went through the Kubernetes API, the step that did harm was taken back, the replica that
-was one too many did not pay, and the replay was within its bounds; 1 if one of these failed; 3 if the control plane
-cannot be had.
+was one too many did not pay, the hidden truth was learnt, and the replay was within its bounds; 1 if one of these
+failed; 3 if the control plane cannot be had.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from gpupack.decide.advise import advise
 from gpupack.decide.question import Question
-from gpupack.demo import live, refusals, replay, table
+from gpupack.demo import hidden, live, refusals, replay, table
 from gpupack.demo.stage import ACCOUNT, Stage
 from gpupack.demo.view import LiveView, Step, staircase
 from gpupack.errors import Unavailable
@@ -38,6 +39,7 @@ from gpupack.twin.arrivals import Lengths as TwinLengths
 from gpupack.units import milliseconds, percent
 
 FAILED, NO_CONTROL_PLANE = 1, 3
+SEEDS = 100_000
 WIDTH = 170
 CLIENTS, CLIENT_OUTPUT_TOKENS, CLIENT_BOUND = 8, 32, 0.10
 """Short answers, because latencies do not depend on them and many make a good mean."""
@@ -49,15 +51,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--twin-only", action="store_true", help="without a control plane: the replay, the refusals and the table"
     )
+    parser.add_argument(
+        "--seed", type=int, default=None, metavar="N", help="of the hidden truth in act 6; default: drawn, and printed"
+    )
     parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="where to leave the logs of operator and node")
 
 
 def run(args: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    with _aside(_table_question()) as comparison:
+    seed = random.SystemRandom().randrange(SEEDS) if args.seed is None else args.seed
+    with _aside(_table_question(), seed) as aside:
         if args.twin_only:
-            return _twin_only(console, comparison)
-        return _whole(console, comparison, args.keep_logs)
+            return _twin_only(console, aside)
+        return _whole(console, aside, args.keep_logs)
 
 
 def _table_question() -> Question:
@@ -72,20 +78,26 @@ def _table_question() -> Question:
     )  # fmt: skip
 
 
-Later = Callable[[], table.Comparison]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aside:
+    """What is worked out beside the acts; each waits until it is there."""
+
+    comparison: Callable[[], table.Comparison]
+    hidden: Callable[[], hidden.Hidden]
 
 
 @contextlib.contextmanager
-def _aside(question: Question) -> Iterator[Later]:
-    """The last table is computed beside the acts, at low priority, by a process of its own."""
+def _aside(question: Question, seed: int) -> Iterator[_Aside]:
+    """The last two acts are computed beside the others, at low priority, by a process of its own."""
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(10,)
     ) as pool:
-        future = pool.submit(table.compare, question)
+        comparison, truth = pool.submit(table.compare, question), pool.submit(hidden.play, seed)
         try:
-            yield future.result
+            yield _Aside(comparison=comparison.result, hidden=truth.result)
         finally:
-            future.cancel()
+            comparison.cancel()
+            truth.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -104,7 +116,7 @@ class _Programs:
             self.problem = problem
 
 
-def _whole(console: Console, comparison: Later, keep_logs: Path | None) -> int:
+def _whole(console: Console, aside: _Aside, keep_logs: Path | None) -> int:
     programs = _Programs()
     fetching = threading.Thread(target=programs.obtain, daemon=True)
     fetching.start()
@@ -122,7 +134,8 @@ def _whole(console: Console, comparison: Later, keep_logs: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="gpupack-demo-") as folder:
         packing, taken_back, too_many, through_api = _live_acts(console, programs.found, Path(folder), keep_logs)
     no = _act_five(console, replayed)
-    _act_six(console, comparison())
+    learnt = _act_six(console, aside.hidden())
+    _act_seven(console, aside.comparison())
     passed = {
         "packing went through the Kubernetes API": through_api and not packing.missed,
         f"at least three engines on the first GPU ({packing.most_on_first})": packing.most_on_first >= 3,
@@ -133,12 +146,13 @@ def _whole(console: Console, comparison: Later, keep_logs: Path | None) -> int:
         "the step that did harm was taken back, and the resource says why": taken_back.held,
         "one engine more did not pay, or broke the promise": too_many.held,
         "what should not be packed was not": no,
+        f"a hidden truth was learnt: latencies are predicted to {percent(hidden.BOUND):.0f} %": learnt,
         "the replay was within its bounds": within,
     }
     return _sum_up(console, passed, packing.missed)
 
 
-def _twin_only(console: Console, comparison: Later) -> int:
+def _twin_only(console: Console, aside: _Aside) -> int:
     replayed, _ = _act_one(console)
     question = _table_question()
     advice = advise(question)
@@ -151,7 +165,8 @@ def _twin_only(console: Console, comparison: Later) -> int:
                           ttft=None, itl_slo=live.ITL_SLO))  # fmt: skip
     console.print(staircase(steps))
     _act_five(console, replayed)
-    _act_six(console, comparison())
+    _act_six(console, aside.hidden())
+    _act_seven(console, aside.comparison())
     return 0
 
 
@@ -315,8 +330,21 @@ def _act_five(console: Console, replayed: list[replay.Replayed]) -> bool:
     return refusals.refused(found)
 
 
-def _act_six(console: Console, comparison: table.Comparison) -> None:
-    console.rule("[bold]6  One promise, four ways")
+def _act_six(console: Console, played: hidden.Hidden) -> bool:
+    console.rule("[bold]6  Hidden truth")
+    console.print(
+        f"A world whose engines cost up to {percent(hidden.REACH):.0f} % more or less than the catalog says; its seed "
+        f"is {played.seed} (--seed {played.seed} plays it again). Live calibration sees their counters only, for "
+        f"{hidden.MINUTES} minutes of simulated time.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(hidden.table(played))
+    console.print(hidden.verdict(played), highlight=False, soft_wrap=True)
+    return hidden.held(played)
+
+
+def _act_seven(console: Console, comparison: table.Comparison) -> None:
+    console.rule("[bold]7  One promise, four ways")
     console.print(table.table(comparison))
     console.print(f"[bold]{table.headline(comparison)}", highlight=False, soft_wrap=True)
     console.print(

@@ -1,4 +1,4 @@
-"""Act 6: one promise, four ways to use a GPU, each at the highest load at which the twin keeps that promise.
+"""Act 7: one promise, four ways to use a GPU, each at the highest load at which the twin keeps that promise.
 
 The closed form proposes the shapes; the twin finds the loads, sweeps the single engine and measures. The honest
 baseline is one engine swept to its best batch within the promise, with chunked prefill and all of vLLM's KV memory.
