@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from .history import GPU
@@ -13,7 +17,9 @@ MORE_THAN_THERE_IS, LITTLE = 260.0, 10.0
 """Requests a second: what two full GPUs do not carry, and what one replica carries easily."""
 
 
-def test_replicas_join_the_first_gpu_one_after_another_until_its_bandwidth_saturates(journey: Journey) -> None:
+def test_replicas_join_the_first_gpu_one_after_another_until_its_bandwidth_saturates(
+    journey: Journey, tmp_path: Path
+) -> None:
     journey.edit_pool(maxGpus=1)
     journey.apply(CHAT)
     journey.until_ready("chat")
@@ -26,6 +32,12 @@ def test_replicas_join_the_first_gpu_one_after_another_until_its_bandwidth_satur
     journey.holds_for(5, "nothing more is added", lambda: len(journey.names("chat")) == REPLICAS_PER_GPU)
     assert journey.history.starting_together(journey.mark) == []
     assert journey.restarts() == 0
+    shown = told(journey, "kubectl-gpupack", "top", "--once")
+    assert re.search(rf"\d+ of \d+ %.* GiB +{REPLICAS_PER_GPU} chat +[\d,]+ +\d+ W", shown), shown
+    assert re.search(r"default/chat +3 of 3 +[\d.]+/s +[\d.]+ of \d+ .*BandwidthCeiling", shown), shown
+    page = tmp_path / "report.html"
+    told(journey, "gpupack", "report", "-o", str(page))
+    assert page.read_text().count("<svg") == 4, "memory, decisions, batch curves and the staircase"
 
 
 def test_the_second_gpu_is_opened_only_when_the_first_is_saturated(journey: Journey) -> None:
@@ -70,3 +82,11 @@ def decisions(journey: Journey, name: str) -> Iterator[Mapping[str, Any]]:
     for each in journey.history.since(journey.mark):
         if each.resource == "modelservings" and each.name == name and "decision" in each.object.get("status", {}):
             yield each.object["status"]["decision"]
+
+
+def told(journey: Journey, program: str, *command: str) -> str:
+    """What an installed program prints about this cluster; `kubectl gpupack` runs the first of them."""
+    page = f"http://127.0.0.1:{journey.stage.metrics_port}/metrics"
+    words = [str(Path(sys.executable).with_name(program)), *command, "--metrics", page, "--kubeconfig",
+             str(journey.stage.cluster.kubeconfig)]  # fmt: skip
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
