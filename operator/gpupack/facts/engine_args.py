@@ -40,7 +40,7 @@ OWNED_SHORT_FLAGS = ("-tp", "-pp", "-dp")
 
 OLDEST_VERSION = (0, 25)
 """The flags above mean what they say from here on (V1 engine only, `--shutdown-timeout`, explicit KV bytes)."""
-BUCKETS_SINCE = (0, 33)
+BUCKETS_SINCE = (0, 32)
 """The oldest version whose `--custom-histogram-buckets` was seen; an older engine would not start with it."""
 
 

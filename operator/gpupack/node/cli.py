@@ -62,6 +62,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model-config", action="append", default=[], metavar="NAME=FILE",
         help="a config.json for a model that the catalog does not have (repeatable)",
     )  # fmt: skip
+    engines.add_argument(
+        "--process", action="append", default=[], metavar="IMAGE=FOLDER",
+        help="pods of this image are real processes, run in FOLDER with FOLDER/bin first in PATH (repeatable)",
+    )  # fmt: skip
     engines.add_argument("--seed", type=int, default=1, help="of the bulk load")
     exporter = parser.add_argument_group("dcgm-exporter")
     exporter.add_argument("--no-exporter", action="store_true")
@@ -113,6 +117,7 @@ def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
         proxy_port=args.proxy_port,
         seed=args.seed,
         models=dict(_model(text) for text in args.model_config),
+        processes=dict(_process(text) for text in args.process),
     )
 
 
@@ -147,6 +152,13 @@ async def _run(args: argparse.Namespace, options: Options) -> int:
         if nodes.failed.done():
             nodes.failed.result()
     return 0
+
+
+def _process(text: str) -> tuple[str, Path]:
+    image, _, folder = text.rpartition("=")
+    if not image or not Path(folder).is_dir():
+        raise Invalid("--process", f"{text!r} names no image or no folder", "write IMAGE=FOLDER")
+    return image, Path(folder).resolve()
 
 
 def _model(text: str) -> tuple[str, Llm]:

@@ -135,7 +135,7 @@ class _Kept:
             try:
                 program = subprocess.Popen(
                     command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=die_with_parent(signal.SIGKILL),
                 )  # fmt: skip
             except OSError as problem:
                 return {"problem": problem.strerror, "errno": problem.errno}
@@ -159,17 +159,18 @@ class _Kept:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a child runs before its program. Safe here, unlike in general: the keeper has one thread."""
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before its program, to get this signal when its parent ends. Safe only where a process is
+    started by its main thread, as the keeper has no other."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
 
     def arrange() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # the keeper died before the call
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     return arrange
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -38,6 +38,7 @@ from gpupack.node.meter import Meter
 from gpupack.node.pace import Pace
 from gpupack.node.pod_life import Host
 from gpupack.node.podproxy import PodProxy
+from gpupack.node.process_program import ProcessProgram
 from gpupack.node.program import Launch, Program, Sandbox, Sleeper
 from gpupack.node.steering import Steering, engines_of
 from gpupack.node.virtual_node import Machine, VirtualNode, cards
@@ -74,6 +75,7 @@ class Options:
     proxy_port: int = 0
     seed: int = 1
     models: Mapping[str, Llm] | None = None
+    processes: Mapping[str, Path] = field(default_factory=dict)
 
 
 class TwinNodes:
@@ -158,6 +160,8 @@ class TwinNodes:
         def launch(sandbox: Sandbox) -> Program:
             if is_supervisor(sandbox.words):
                 return HostProgram(sandbox, site, scratch)
+            if (image := options.processes.get(sandbox.image)) is not None:
+                return ProcessProgram(sandbox, site.exchange.table, image)
             if is_vllm(sandbox.image, sandbox.words):
                 return EngineProgram(sandbox, site)
             if "dcgm-exporter" in sandbox.image:
