@@ -24,6 +24,7 @@ def node(name: str, **offers: int) -> GpuNode:
     record = NodeRecord(
         name=name, ready=True, cpu_cores=64.0,
         labels={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"},
+        gpus=offers.get("gpu", 0),
     )  # fmt: skip
     return GpuNode(record=record, offers={f"nvidia.com/{what}": count for what, count in offers.items()})
 
@@ -106,7 +107,7 @@ def test_a_cluster_that_has_everything_is_good_throughout() -> None:
         (replace(READY, version="v1.33.4"), "Kubernetes"),
         (replace(READY, served=frozenset(), slices=Unseen(why="not served")), "Kubernetes"),
         (replace(READY, slices=(), nodes=()), "GPUs"),
-        (STOCK, "GPUs"),
+        (replace(STOCK, nodes=(node("a", **{"gpu.shared": 8}),)), "GPUs"),
         (replace(READY, device_classes=()), "DRA driver"),
         (SHORT_OF_THINGS, "MPS"),
         (SHORT_OF_THINGS, "gpupack"),

@@ -36,7 +36,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def log_message(self, *args):
         pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", int(words["--port"])), Answer)
+server = http.server.ThreadingHTTPServer((words.get("--bind", "127.0.0.1"), int(words["--port"])), Answer)
 def stop(*_):
     print("drained", flush=True)
     os._exit(0)
@@ -48,10 +48,11 @@ server.serve_forever()
 class Pod:
     """Used with `with`: the supervisor runs, and afterwards nothing of it; `start` begins it anew on its files."""
 
-    def __init__(self, directory: Path, *options: str, mps: bool) -> None:
+    def __init__(self, directory: Path, *options: str, mps: bool, bind: str = "127.0.0.1", port: int = 0) -> None:
         self.programs = directory / "programs"
         self.files = directory / "files"
         self._token = directory / "token"
+        self.address, self.port = bind, port
         self._options = (*options, *(("--mps",) if mps else ()))
         self.files.mkdir()
         self._token.write_text(f"{TOKEN}\n")
@@ -79,7 +80,7 @@ class Pod:
         """Without site-packages and without this checkout: what a vLLM image has."""
         self.process = subprocess.Popen(
             [
-                sys.executable, "-I", "-S", str(self._archive), "--bind", "127.0.0.1", "--port", "0",
+                sys.executable, "-I", "-S", str(self._archive), "--bind", self.address, "--port", str(self.port),
                 "--token-file", str(self._token), "--directory", str(self.files), "--settle-seconds", "0.2",
                 *self._options, "vllm",
             ],
@@ -104,7 +105,7 @@ class Pod:
     def ask(
         self, method: str, path: str, body: object = None, token: str | None = TOKEN
     ) -> tuple[int, dict[str, Any] | str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=PATIENCE_SECONDS)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()

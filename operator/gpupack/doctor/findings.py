@@ -15,7 +15,7 @@ from enum import StrEnum
 from gpupack.doctor.survey import ClusterSeen, GpuNode, PodLook, Unseen
 from gpupack.facts.gpu import GpuKind
 from gpupack.kube import labels
-from gpupack.kube.node_resource import GpuByProduct, devices_of, unknown_devices_of
+from gpupack.kube.node_resource import GpuByProduct, PlacedDevice, devices_of, places_of, unknown_devices_of
 from gpupack.units import Bytes
 
 LEAST_KUBERNETES = (1, 34)
@@ -85,17 +85,22 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
         return
     slices = () if isinstance(seen.slices, Unseen) else seen.slices
     placed, strange = devices_of(slices, gpu_by_product), unknown_devices_of(slices, gpu_by_product)
+    places = _places(seen, gpu_by_product)
     if placed:
-        kinds = Counter(each.gpu.kind.name for each in placed)
-        told = ", ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
-        yield good("GPUs", f"{told} can be packed.")
+        yield good("GPUs", f"{_counted(placed)} can be packed.")
+    if places:
+        yield good(
+            "GPUs",
+            f"{_counted(places)} can be packed: a device plugin offers them, so one pod holds each of them and its "
+            "engines share it by MPS inside.",
+        )
     for product, count in sorted(Counter(each.product for each in strange).items()):
         yield limited(
             "GPUs",
             f"{count} x {product} is not in gpupack's catalog and stays unused.",
             "`gpupack catalog` lists what is known; a row of its datasheet can be contributed.",
         )
-    if placed or strange:
+    if placed or places or strange:
         return
     plugged = [] if isinstance(seen.nodes, Unseen) else [each for each in seen.nodes if each.offers]
     if plugged:
@@ -109,14 +114,28 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
     )
 
 
+def _places(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> tuple[PlacedDevice, ...]:
+    """GPUs that a device plugin offers whole where no driver publishes them."""
+    if isinstance(seen.nodes, Unseen):
+        return ()
+    slices = () if isinstance(seen.slices, Unseen) else seen.slices
+    return places_of((each.record for each in seen.nodes), slices, gpu_by_product)
+
+
+def _counted(devices: Iterable[PlacedDevice]) -> str:
+    kinds = Counter(each.gpu.kind.name for each in devices)
+    return ", ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
+
+
 def _only_plugged(plugged: list[GpuNode], gpu_by_product: GpuByProduct) -> Finding:
     kinds = Counter(_product(each, gpu_by_product) for each in plugged)
     told = ", ".join(f"{name} on {_count(count, 'node')}" for name, count in sorted(kinds.items()))
     return blocked(
         "GPUs",
-        f"A device plugin offers {told}, but no DRA driver publishes them, and gpupack places by DRA alone.",
-        "Install NVIDIA's DRA driver for GPUs; a cluster has either the device plugin or the DRA driver on a node, "
-        "so drain it first. Until then `spec.observe` and mode Advise work for vLLM pods that run already.",
+        f"A device plugin offers {told}, but not as whole GPUs of a product that gpupack knows, and no DRA driver "
+        "publishes them.",
+        "Turn sharing and MIG off there and see that GPU feature discovery labels the nodes, or install NVIDIA's DRA "
+        "driver for GPUs. Until then `spec.observe` and mode Advise work for vLLM pods that run already.",
     )
 
 
@@ -188,12 +207,13 @@ def mps(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
         )
 
 
-def exporters(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+def exporters(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
     """Whether bandwidth and memory of each GPU can be measured."""
     if isinstance(seen.pods, Unseen):
         yield _unseen("Metrics", "pods", seen.pods)
         return
     nodes = {each.node for each in (() if isinstance(seen.slices, Unseen) else seen.slices) if each.devices}
+    nodes |= {each.gpu.node for each in _places(seen, gpu_by_product)}
     running = [each for each in seen.pods if each.is_exporter]
     without = sorted(nodes - {each.node for each in running})
     if without:
