@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Protocol
 
 from gpupack import catalog
@@ -181,6 +182,8 @@ class Process:
         self._mirrors = Mirrors(api, LOOKUPS, lambda: None, clock=clock)
         self._performer = Performer(api, "soak")
         self._scraped = _Scraped()
+        self._shown: list[tuple[object, ...]] = []
+        self._scene: Scene | None = None
         self._learning = Learning() if learns else None
         for feed in feeds.values():
             feed.lists = True
@@ -190,7 +193,7 @@ class Process:
         looks: list[Look] = []
         for _ in range(LOOKS):
             self.deliver()
-            scene = scene_of(self._mirrors, POOL)
+            scene = self._look_around()
             if scene is None or not all(mirror.synced.is_set() for mirror in self._mirrors.each()):
                 break
             look, wrote = self._look(loop, scene, wall)
@@ -199,6 +202,14 @@ class Process:
                 break
             wall += 0.2
         return looks
+
+    def _look_around(self) -> Scene | None:
+        """The scene; the same one for as long as every mirror shows the very same records."""
+        shown = [mirror.all() for mirror in self._mirrors.each()]
+        same = len(shown) == len(self._shown) and all(map(is_, shown, self._shown))
+        if not same or self._scene is None or self._scene.stale != self._mirrors.stale():
+            self._shown, self._scene = shown, scene_of(self._mirrors, POOL)
+        return self._scene
 
     def _look(self, loop: asyncio.AbstractEventLoop, scene: Scene, wall: float) -> tuple[Look, bool]:
         observation = self._observe(scene, wall)
