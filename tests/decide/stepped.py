@@ -5,24 +5,22 @@ What the decision reads comes from the engines' own counters, through the window
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from random import Random
 
+from gpupack.demo.hidden import page
 from gpupack.facts.engine_args import ITL_BUCKETS_SECONDS
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import EngineSeen, Phase
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import BLOCK_TOKENS, Serving, ServingKey
-from gpupack.metrics.prometheus import EnginePage, Histogram
 from gpupack.metrics.windows import EngineHistory, Timing
-from gpupack.twin import counters as counted
 from gpupack.twin.arrivals import Lengths, Request
 from gpupack.twin.counters import Buckets
 from gpupack.twin.engine import EngineConfig
 from gpupack.twin.memory_system import VLLM_V1, GpuSpec, ModelDims, Mps
-from gpupack.twin.world import Tenant, activity
 from gpupack.twin.world import World as Twin
+from gpupack.twin.world import activity
 
 from ..strategies import NOON
 from .world import TICK, Pod, World
@@ -96,7 +94,7 @@ class SteppedWorld(World):
         names = {pod.placement.name for pod in self.pods.values()}
         for name in list(self._histories):
             if name in names:
-                self._histories[name].add(self.at, _page(self.twin.tenant(name)), self._timing)
+                self._histories[name].add(self.at, page(self.twin.tenant(name)), self._timing)
             else:
                 self.twin.remove(name)
                 del self._histories[name]
@@ -121,30 +119,3 @@ class SteppedWorld(World):
             tenant = min(tenants, key=lambda each: (each.engine.in_flight, each.name))
             tenant.engine.submit(next(self._requests[key]), self._due[key])
             self._due[key] += self._chance.expovariate(self.loads[key])
-
-
-def _page(tenant: Tenant) -> EnginePage:
-    engine = tenant.engine
-    told = engine.counters
-    return EnginePage(
-        running=float(engine.running),
-        waiting=float(engine.waiting),
-        kv_usage=engine.kv_usage,
-        kv_blocks=float(engine.config.kv_blocks),
-        finished=float(told.succeeded),
-        prompt_tokens=float(told.prompt_tokens),
-        generation_tokens=float(told.generation_tokens),
-        preemptions=float(told.preemptions),
-        ttft=_histogram(told.first_token),
-        itl=_histogram(told.token_gap),
-        input_length=_histogram(told.request_prompt_tokens),
-        output_length=_histogram(told.request_generation_tokens),
-    )
-
-
-def _histogram(counts: counted.Histogram) -> Histogram:
-    lines = counts.cumulative()
-    return Histogram(
-        bounds=tuple(edge for edge, _ in lines), counts=array("d", (float(count) for _, count in lines)),
-        total=counts.sum, count=float(counts.count),
-    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from gpupack.errors import Invalid
+from gpupack.facts.belief import Belief, BeliefKey
 from gpupack.facts.estimate import Source
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Llm
@@ -38,6 +39,14 @@ H100 = GpuKind(
     dense_flops_per_second=FlopsPerSecond(989e12), sm_count=132, board_power=Watts(700.0), idle_power=None,
     bfloat16=True, mig=True, gpm=True, product_names=("NVIDIA H100 80GB HBM3",), source=Source.DATASHEET,
     provenance="for tests",
+)  # fmt: skip
+
+BELIEF = Belief(
+    key=BeliefKey(namespace=KEY.namespace, model=LLAMA.name, gpu_kind=H100.name, engine_version="0.33.0"),
+    step=Seconds(0.0026449), sequence=Seconds(9.5e-6), kv_read=Ratio(0.9), eager=Seconds(150e-6), gemm=Ratio(0.6),
+    covariance=tuple(tuple(0.01 / (1 + row + column) - 0.002 for column in range(5)) for row in range(5)),
+    error=Ratio(0.0312), load=Seconds(420.0), batch_least=2.5, batch_most=120.0, input_mean=512.0, output_mean=256.0,
+    at=AT,
 )  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from gpupack.facts.serving import Serving, Sharing
 from gpupack.kube import labels, manifests
 from gpupack.kube.observe import POOLS, PROFILES, SERVINGS, Lookups, Mirrors, Scene, scene_of
 from gpupack.kube.pool_resource import pool_status_to_dict
+from gpupack.kube.profile_resource import belief_to_dict, learned_profile
 from gpupack.plan import ApplyClaim, PoolStatus
 from gpupack.units import Seconds
 
 from . import objects, tiny_api
-from .objects import GPU, H100, KEY, OTHER_GPU
+from .objects import BELIEF, GPU, H100, KEY, OTHER_GPU
 from .test_resource_node import device, resource_slice
 from .tiny_api import TinyApi, running, until
 
@@ -182,6 +183,20 @@ async def test_a_profile_that_comes_later_makes_its_serving_whole(server: TinyAp
         whole = scene_of(mirrors, "default")
         assert whole is not None
         assert whole.servings[0].profile is not None
+
+
+async def test_what_was_learnt_goes_with_the_servings_of_its_model_and_version(server: TinyApi) -> None:
+    server.put(PROFILES, {**learned_profile(BELIEF), "status": belief_to_dict(BELIEF)})
+    other = replace(BELIEF, key=replace(BELIEF.key, engine_version="0.32.0"))
+    server.put(PROFILES, {**learned_profile(other), "status": belief_to_dict(other)})
+    async with looking(server) as mirrors:
+        scene = scene_of(mirrors, "default")
+        assert scene is not None
+        (serving,) = scene.servings
+        assert [each.key for each in serving.learned] == [BELIEF.key]
+        assert (serving.llm.name, serving.engine_version) == (BELIEF.key.model, BELIEF.key.engine_version)
+        with pytest.raises(Invalid, match="leave it out"):
+            mirrors.profile(KEY.namespace, BELIEF.key.name)
 
 
 async def test_replicas_claims_and_shared_children_are_seen(server: TinyApi) -> None:

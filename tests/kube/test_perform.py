@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from gpupack.errors import Unavailable
+from gpupack.facts.belief import Belief
 from gpupack.facts.placement import Plan
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube.api import Api, Conflict
 from gpupack.kube.manifests import claim_name
 from gpupack.kube.observe import POOLS, Scene
-from gpupack.kube.perform import Performer, commit, commit_orphan
+from gpupack.kube.perform import Performer, commit, commit_orphan, keep
 from gpupack.kube.pool_resource import pool_resource, pool_status_to_dict
+from gpupack.kube.profile_resource import belief_of, belief_to_dict, learned_profile
 from gpupack.kube.serving_resource import serving_status_to_dict
 from gpupack.plan import (
     Action,
@@ -36,7 +38,7 @@ from gpupack.plan import (
 from gpupack.units import Seconds
 
 from . import objects, tiny_api
-from .objects import AT, GPU, KEY
+from .objects import AT, BELIEF, GPU, KEY
 from .tiny_api import TinyApi, Write
 
 ACCEPTED = Condition(type=ConditionType.ACCEPTED, truth=Truth.TRUE, reason="Accepted", message="Good.")
@@ -237,3 +239,38 @@ async def test_an_event_is_named_by_what_it_says_and_said_once(server: TinyApi, 
     event = server.writes[0].body
     assert (event["type"], event["reason"], event["note"]) == ("Warning", "LatencySlo", "too slow")
     assert event["regarding"]["uid"] == UID
+
+
+# What was learnt
+
+PROFILE = f"/apis/gpupack.dev/v1alpha1/namespaces/{KEY.namespace}/modelprofiles/{BELIEF.key.name}"
+
+
+async def test_a_learned_profile_that_stands_gets_its_status_alone(server: TinyApi, api: Api) -> None:
+    await keep(api, BELIEF)
+    (write,) = server.writes
+    assert (write.path, write.body["metadata"]["name"]) == (f"{PROFILE}/status", BELIEF.key.name)
+    assert "spec" not in write.body
+
+
+async def test_the_first_time_it_is_made_and_nobody_owns_it(server: TinyApi, api: Api) -> None:
+    missing = (404, {"reason": "NotFound", "message": "there is none"})
+    server.answer_write = lambda _write: missing if len(server.writes) == 1 else (200, {})
+    await keep(api, BELIEF)
+    assert [write.path for write in server.writes] == [f"{PROFILE}/status", PROFILE, f"{PROFILE}/status"]
+    made = server.writes[1].body
+    assert made["spec"] == {"model": BELIEF.key.model, "gpu": "H100-80GB", "engineVersion": "0.33.0"}
+    assert "ownerReferences" not in made["metadata"]
+
+
+def test_what_was_learnt_reads_back_as_it_is_written() -> None:
+    def again(belief: Belief) -> Belief:
+        found = belief_of({**learned_profile(belief), "status": belief_to_dict(belief)})
+        assert found is not None
+        return found
+
+    read = again(BELIEF)
+    assert again(read) == read
+    assert read.key == BELIEF.key
+    assert read.coefficients == pytest.approx(BELIEF.coefficients, rel=1e-3)
+    assert read.covariance[3][1] == read.covariance[1][3] == pytest.approx(BELIEF.covariance[1][3], rel=1e-3)
