@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from dashboards import DASHBOARDS
-from dashboards.page import Page, Query, Unit
+from dashboards.page import Look, Page, Query, Unit
 from dashboards.serving import SERVING
 from gpupack.demo.stage import Stage, wait_for
 from gpupack.errors import Unavailable
@@ -249,9 +249,9 @@ def test_every_panel_shows_the_twin_in_finite_figures_of_its_unit(journey: Journ
                 for query in panel.queries:
                     series = asked.series(filled(query.expr, values))
                     least, most = POSSIBLE[panel.unit_of(query)]
-                    names = {labels[panel.key] if panel.key else legend(query, labels) for labels, _ in series}
+                    names = {str(labels) if panel.look is Look.TABLE else legend(query, labels) for labels, _ in series}
                     assert len(names) == len(series), f"{panel.title}: series that look alike"
-                    assert not any("{" in name for name in names), names
+                    assert not any("{{" in name for name in names), names
                     values_seen = [value for _, value in series]
                     assert least <= max(values_seen) <= most, f"{page.name} / {panel.title}: {series} {panel.unit}"
                     assert min(values_seen) >= 0

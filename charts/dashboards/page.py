@@ -58,7 +58,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """`meaning` is what a reader should know before judging by it. A table joins its queries by the label `key`."""
+    """`meaning` is what a reader should know before judging by it.
+
+    A table merges what its queries say of the same labels.
+    """
 
     title: str
     meaning: str
@@ -68,7 +71,6 @@ class Panel:
     width: int = 8
     most: float | None = None
     stacked: bool = False
-    key: str = ""
 
     def unit_of(self, query: Query) -> Unit:
         return query.unit or self.unit
@@ -207,15 +209,12 @@ def _lines(panel: Panel) -> timeseries.Panel:
 
 
 def _table(panel: Panel) -> table.Panel:
-    """One line for each value of the key; each query is a column under its legend, in its own unit."""
-    shown = table.Panel().with_transformation(
-        models.DataTransformerConfig(id_val="joinByField", options={"byField": panel.key, "mode": "outer"})
-    )
-    hidden = {f"Time {number}": True for number in range(1, len(panel.queries) + 1)}
+    """One line for each set of labels; each query is a column under its legend, in its own unit."""
+    shown = table.Panel().with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
     names = {f"Value #{letter}": query.legend for letter, query in zip("ABCDEFGHIJKL", panel.queries, strict=False)}
     shown.with_transformation(
         models.DataTransformerConfig(
-            id_val="organize", options={"excludeByName": {"Time": True, **hidden}, "renameByName": names}
+            id_val="organize", options={"excludeByName": {"Time": True}, "renameByName": names}
         )
     )
     for query in panel.queries:

@@ -63,7 +63,7 @@ _NOW = Row(title="Now", panels=(
 _GPUS = Row(title="GPUs", panels=(
     Panel(
         title="GPUs now", meaning="One line a GPU. Saturation is DRAM activity over the most that the mix can reach, "
-        "as predicted with the last replica.", unit=Unit.RATIO, look=Look.TABLE, width=24, key="gpu",
+        "as predicted with the last replica.", unit=Unit.RATIO, look=Look.TABLE, width=24,
         queries=(
             Query(expr=_told("gpupack_gpu_dram_active_ratio"), legend="DRAM active"),
             Query(expr=_told("gpupack_predicted_saturation_ratio"), legend="saturation"),
