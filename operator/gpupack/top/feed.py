@@ -56,6 +56,7 @@ class Feed:
         self._no_pools = ""
         self._mirrors: tuple[Mirror[Any], ...] = ()
         self._live = Live()
+        self._pod_page: str | None = None
         self._note = ""
 
     def snapshot(self) -> Snapshot:
@@ -115,21 +116,25 @@ class Feed:
             if not self._live.gpus:
                 self._note = "the operator tells of no GPU yet; an older one does not at all"
         except (Unavailable, httpx.HTTPError, ValueError) as problem:
-            self._live = Live()
+            self._live, self._pod_page = Live(), None
             self._note = f"no live values: {problem or type(problem).__name__}"
 
     async def _page(self) -> bytes:
         if self._metrics is not None:
             async with httpx.AsyncClient(trust_env=False, timeout=PAGE_SECONDS) as client:
                 return (await client.get(self._metrics)).raise_for_status().content
+        if self._pod_page is None:  # a list of pods is dear in a large cluster; one of them is not
+            self._pod_page = await self._found_pod()
+        return await self._api.read(self._pod_page)
+
+    async def _found_pod(self) -> str:
+        """The path to the page of the operator's pod."""
         pods = await self._api.get("/api/v1/pods", labelSelector=OPERATOR_PODS)
         running = [each for each in pods["items"] if each.get("status", {}).get("phase") == "Running"]
         if not running:
             raise Unavailable("no operator pod runs here; name its page with --metrics if it runs elsewhere")
         metadata = running[0]["metadata"]
-        return await self._api.read(
-            f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{METRICS_PORT}/proxy/metrics"
-        )
+        return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{METRICS_PORT}/proxy/metrics"
 
 
 async def _all(api: Api, path: str) -> list[Json]:
