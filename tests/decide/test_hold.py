@@ -20,6 +20,7 @@ from .boards import A, B, board, board_on, demand, seen, with_placement, with_po
 CHAT = key("chat")
 ONE = "gpus: {a: , b: }\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: a, %s}]"
 TWO = "gpus: {a: , b: }\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: a, count: 2, %s}]"
+LONG_AGO = Seconds(NOON - 601.0)
 BUSY = "something is in the way"
 
 
@@ -102,13 +103,33 @@ def waits(*, since: float, sibling: dict[str, Any] | None = None) -> Observation
         (waits(since=9000.0, sibling={"ready_at": Seconds(NOON - 601.0)}), True),
         (waits(since=601.0, sibling={"ready_at": None, "phase": Phase.STARTING}), False),
         (waits(since=601.0, sibling={"ready_at": None, "phase": Phase.PENDING, "created_at": NOON}), False),
-        (waits(since=601.0, sibling={"ready_at": None, "phase": Phase.STARTING, "deletion_at": NOON}), True),
+        (waits(since=9000.0, sibling={"ready_at": None, "phase": Phase.STARTING, "deletion_at": LONG_AGO}), True),
         (waits(since=601.0, sibling={"ready_at": None, "phase": Phase.FAILED}), True),
     ],
 )
 def test_a_placement_waits_for_its_turn_and_from_then_on_for_a_deadline(observation: Observation, goes: bool) -> None:
     assert [each.why for each in given_up(observation, BUSY)] == ([BUSY] if goes else [])
     assert given_up(observation, None) == ()
+
+
+@pytest.mark.parametrize(
+    ("leaving", "goes"),
+    [
+        ({"deletion_at": Seconds(NOON - 600.0)}, False),
+        ({"deletion_at": Seconds(NOON - 601.0)}, True),
+        ({"in_service": False}, False),
+    ],
+)
+def test_a_pod_that_is_lost_after_long_service_waits_for_those_that_leave(leaving: dict[str, Any], goes: bool) -> None:
+    observation = waits(since=9000.0, sibling={"ready_at": Seconds(NOON - 9000.0), **leaving})
+    assert bool(given_up(observation, BUSY)) is goes
+
+
+def test_what_a_cordoned_node_has_lost_is_not_given_up_because_it_moves() -> None:
+    observation = waits(since=9000.0)
+    assert len(given_up(observation, BUSY)) == 1
+    cordoned = replace(observation, gpus=tuple(replace(each, cordoned=True) for each in observation.gpus))
+    assert given_up(cordoned, BUSY) == ()
 
 
 def test_among_many_siblings_one_that_starts_is_enough_to_wait() -> None:

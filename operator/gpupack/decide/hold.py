@@ -66,11 +66,12 @@ def withdraw(board: Board, obstacle: Obstacle) -> tuple[GivenUp, ...]:
 def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | None:
     facts, pod = board.facts, board.pod(placement)
     deadline = facts.policy.pending_deadline
-    if pod is None:
-        on_time = _sibling_starts(board, placement) or facts.at - _turn_since(board, placement) <= deadline
-        return None if on_time else obstacle(placement)
-    said = f": {pod.message}" if pod.message else ""
     gpu = facts.gpus.get(placement.gpu_uuid)
+    if pod is None:
+        moves = gpu is not None and gpu.cordoned  # in one step, so that the count stays
+        on_time = _sibling_starts(board, placement) or facts.at - _turn_since(board, placement) <= deadline
+        return None if moves or on_time else obstacle(placement)
+    said = f": {pod.message}" if pod.message else ""
     if pod.deletion_at is not None and gpu is not None and not gpu.node_ready:
         return f"node {gpu.gpu.node} is not ready and its pods are taken away"
     if pod.phase is Phase.PENDING and facts.at - pod.created_at > deadline:
@@ -89,9 +90,14 @@ def _sibling_starts(board: Board, placement: Placement) -> bool:
 
 
 def _turn_since(board: Board, placement: Placement) -> float:
-    """Since when it has been this placement's turn to start: since it was planned, or the last one there was ready."""
+    """Since when it has been this placement's turn: since it was planned, or the last one there was ready or left.
+
+    A pod may be lost long after it was planned, and then finds others on their way out.
+    """
     pods = board.facts.replicas_on.get(placement.gpu_uuid, ())
-    return max([placement.planned_at, *(pod.ready_at for pod in pods if pod.ready_at is not None)])
+    moments = [moment for pod in pods for moment in (pod.ready_at, pod.deletion_at) if moment is not None]
+    draining = any(is_leaving(pod) and pod.deletion_at is None for pod in pods)
+    return max([placement.planned_at, *moments, *([board.facts.at] if draining else ())])
 
 
 def _still_running(board: Board, serving: ServingKey) -> ReplicaSeen | None:
