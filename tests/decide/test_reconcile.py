@@ -75,7 +75,7 @@ def test_a_load_above_the_whole_pool_stops_for_the_bandwidth_ceiling_with_its_ma
 
 def test_a_load_that_falls_closes_the_last_gpu_first_and_only_after_the_delay() -> None:
     world = packed_world()
-    world.loads[CHAT] = 150.0
+    world.loads[CHAT] = 155.0
     world.run(800.0)
     assert set(where(world)) == {"0", "1"}
     world.stopped.clear()

@@ -148,7 +148,8 @@ def _measured(
         needed = _smallest(rate, waiting, planned, capacity, policy)
         perhaps = _perhaps(known, policy)
         look_again = perhaps > rate and needed <= planned < _smallest(perhaps, waiting, planned, capacity, policy)
-        spare = everyone and _survivors_hold(rate, waiting, known, leaving, planned, capacity, policy, calm)
+        soon = max(rate, _by_chance(known, policy))
+        spare = everyone and _survivors_hold(soon, waiting, known, leaving, planned, capacity, policy, calm)
         basis = Basis.ARRIVALS
         if needed <= planned and _queues_pile_up(serving, facts, planned):
             needed, spare = planned + 1, False
@@ -183,6 +184,20 @@ def _surely(engines: Sequence[EngineFacts]) -> float:
     last = _at_least(((each.gaps[:1], each.dispersion) for each in engines), LIKELY)
     before = _at_least(((each.gaps[1:], each.dispersion) for each in engines), PERHAPS)
     return min(both, last, before)
+
+
+def _by_chance(engines: Sequence[EngineFacts], policy: Policy) -> float:
+    """Requests a second that the shortest window will show by chance now and then, if the longest one's mean stays.
+
+    A replica that goes for a lull would come back with the next of those.
+    """
+    rate = variance = 0.0
+    for each in engines:
+        window = each.windows[len(policy.rate_windows) - 1] if len(each.windows) >= len(policy.rate_windows) else None
+        if window is not None and not isinstance(window.arrivals, Missing):
+            rate += window.arrivals
+            variance += max(1.0, each.dispersion) * window.arrivals / policy.rate_windows[0]
+    return rate + LIKELY * math.sqrt(variance)
 
 
 def _perhaps(engines: Sequence[EngineFacts], policy: Policy) -> float:
