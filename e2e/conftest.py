@@ -7,6 +7,7 @@ once, at the end: nobody of ours was refused by RBAC, and nothing of ours ever h
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,10 +21,12 @@ from gpupack.node.controlplane import ControlPlane
 
 from .history import History
 from .journey import NODE_ARGUMENTS, Journey
+from .kind.joined import JoinedCluster
 
 LOGS = Path(__file__).parent / ".out"
 HPA_OFTEN = ("--horizontal-pod-autoscaler-sync-period=2s",)
 FAILED = pytest.StashKey[bool]()
+GIVEN_CLUSTER, GIVEN_AUDIT_LOG = "GPUPACK_E2E_KUBECONFIG", "GPUPACK_E2E_AUDIT_LOG"
 LAST = "test_roles.py"
 """Looks back at all journeys."""
 
@@ -49,8 +52,14 @@ def programs() -> binaries.Binaries:
 
 
 @pytest.fixture(scope="session")
-def cluster(programs: binaries.Binaries, request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
-    """A control plane with an audit log. Its logs stay in .out/ if a journey failed."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """A control plane with an audit log, or the cluster that stands already. Its logs stay in .out/ if one failed."""
+    if (given := os.environ.get(GIVEN_CLUSTER)) is not None:
+        log = os.environ.get(GIVEN_AUDIT_LOG)
+        with JoinedCluster(Path(given), None if log is None else Path(log)) as joined:
+            yield joined
+        return
+    programs = request.getfixturevalue("programs")
     with ControlPlane(programs, audit=True, controller_manager_arguments=HPA_OFTEN) as cluster:
         yield cluster
         if request.session.testsfailed:
