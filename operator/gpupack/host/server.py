@@ -105,8 +105,11 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:  # who asked has gone: a long poll is given up whenever there is something to order
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         """A report asked for is no news."""
