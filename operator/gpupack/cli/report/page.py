@@ -27,6 +27,8 @@ MOST_DECISIONS = 200
 def page(accounts: Sequence[Account]) -> str:
     """One page that needs nothing beside it. Without matplotlib it says that figures are missing."""
     body = ["<h1>gpupack: what runs where, and why</h1>"]
+    if not accounts:
+        body.append(paragraph("There is no GpuPool, so nothing is decided yet.", "absent"))
     for account in accounts:
         body += [
             f"<h2>GpuPool {escape(account.pool)}</h2>",
