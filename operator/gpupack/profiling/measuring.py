@@ -30,7 +30,7 @@ from gpupack.kube.observe import PROFILES, Mirrors
 from gpupack.kube.serving_resource import EngineTemplate
 from gpupack.perf import calibration, memory
 from gpupack.profiling import sweep
-from gpupack.profiling.client import EVEN_CV, SPREAD
+from gpupack.profiling.client import BUSY_CLIENT, EVEN_CV, SPREAD
 from gpupack.profiling.points import point_of
 from gpupack.profiling.sweep import Run
 from gpupack.units import Bytes, Ratio, Seconds, percent
@@ -296,7 +296,11 @@ class Measurer:
                 process.kill()
                 await process.wait()
         try:
-            return point_of(json.loads(said)["points"][0])
+            row = json.loads(said)["points"][0]
+            if row["client_busy"] > BUSY_CLIENT:
+                busy = percent(row["client_busy"])
+                return f"the clients computed for {busy:.0f} % of the time: they may have been what was slow"
+            return point_of(row)
         except (ValueError, KeyError, IndexError, TypeError):
             return (
                 complaint.decode(errors="replace").strip()[-measure_resource.MESSAGE_LIMIT :] or "the clients crashed"
