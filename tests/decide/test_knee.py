@@ -72,9 +72,10 @@ def test_a_run_that_filled_its_cache_is_taken_to_have_preempted_unless_it_counte
     for count, found in ((0, 64), (1, 32)):
         counted = [*RUNS[:3], replace(RUNS[3], preemptions=count)]
         assert measured_knee(counted, slo_factor=9.0, slo=None, min_efficiency=Ratio(0.1)).max_num_seqs == found
-    unknown = [*RUNS[:3], replace(RUNS[3], kv_space_bytes=None)]
-    knee = measured_knee(unknown, slo_factor=9.0, slo=None, min_efficiency=Ratio(0.1))
-    assert (knee.max_num_seqs, knee.freed_bytes, knee.freed_fraction) == (64, None, None)
+    for missing in ({"kv_space_bytes": None}, {"kv_peak_bytes": None}):
+        unknown = [*RUNS[:3], replace(RUNS[3], **missing)]
+        knee = measured_knee(unknown, slo_factor=9.0, slo=None, min_efficiency=Ratio(0.1))
+        assert (knee.max_num_seqs, knee.freed_bytes, knee.freed_fraction) == (64, None, None)
     unsized = [replace(each, gpu_memory_bytes=None) for each in RUNS]
     knee = measured_knee(unsized, slo_factor=9.0, slo=None, min_efficiency=Ratio(0.1))
     assert (knee.freed_bytes, knee.freed_fraction) == (2, None)
