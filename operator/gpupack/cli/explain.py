@@ -16,7 +16,7 @@ from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.serving import Serving
 from gpupack.handlers import llm_of
 from gpupack.kube import labels
-from gpupack.kube.api import Api, NotFound, configuration_of
+from gpupack.kube.api import Api, ApiError, NotFound, configuration_of
 from gpupack.kube.serving_resource import serving_resource
 
 KINDS = ("msv", "modelserving", "modelservings")
@@ -65,20 +65,29 @@ async def _read(
     """The servings, and what was learnt in their namespace."""
     path = _SERVINGS.format(namespace=namespace)
     async with Api(await configuration_of(kubeconfig)) as api:
-        listed = (await api.get(f"{_GROUP}/namespaces/{namespace}/modelprofiles"))["items"]
-        profiles = [each for each in listed if "learned" in each.get("status", {})]
         if name is None:
-            return (await api.get(path))["items"], profiles
+            return (await api.get(path))["items"], await _profiles(api, namespace)
         try:
-            return [await api.get(f"{path}/{name}")], profiles
+            return [await api.get(f"{path}/{name}")], await _profiles(api, namespace)
         except NotFound as missing:
             elsewhere = await _namespaces_of(api, name)
             fix = f"it is in {', '.join(elsewhere)}: add -n {elsewhere[0]}" if elsewhere else "see: kubectl get msv -A"
             raise Invalid("NAME", f"there is no ModelServing {name} in namespace {namespace}", fix) from missing
 
 
+async def _profiles(api: Api, namespace: str) -> list[Mapping[str, Any]]:
+    """What live load has taught there; none if the user may not read it."""
+    try:
+        listed = (await api.get(f"{_GROUP}/namespaces/{namespace}/modelprofiles"))["items"]
+    except ApiError:
+        return []
+    return [each for each in listed if "learned" in each.get("status", {})]
+
+
 def _learnt_of(serving: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The learned profiles of the serving's model and engine version."""
+    if not profiles:
+        return []
     read = serving_resource(serving, llm_of=llm_of).serving
     if not isinstance(read, Serving):
         return []
