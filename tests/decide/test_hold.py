@@ -128,6 +128,7 @@ def test_a_pod_that_is_lost_after_long_service_waits_for_those_that_leave(leavin
 def test_what_a_cordoned_node_has_lost_is_not_given_up_because_it_moves() -> None:
     observation = waits(since=9000.0)
     assert len(given_up(observation, BUSY)) == 1
+    assert len(given_up(replace(observation, gpus=observation.gpus[1:]), BUSY)) == 1
     cordoned = replace(observation, gpus=tuple(replace(each, cordoned=True) for each in observation.gpus))
     assert given_up(cordoned, BUSY) == ()
 
