@@ -136,7 +136,9 @@ def rights() -> str:
             continue
         for rule in yaml.safe_load(block) if block.strip() else ():
             group = rule["apiGroups"][0] or "core"
-            rows.append((f"{group}: {', '.join(rule['resources'])}", ", ".join(rule["verbs"]), _cell(why)))
+            only = f" (only {', '.join(rule['resourceNames'])})" if "resourceNames" in rule else ""
+            rows.append((f"{group}: {', '.join(rule['resources'])}{only}", ", ".join(rule["verbs"]), _cell(why)))
+            why = ""  # it is told once for the rules that it stands above
     return "\n".join(_table(("resource", "verbs", "why"), rows)) + "\n"
 
 
