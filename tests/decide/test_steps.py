@@ -196,6 +196,7 @@ def test_a_surge_needs_whole_cores_beside_those_of_others(cores: float, others: 
 def test_one_that_runs_alone_gives_way_to_its_successor_and_the_other_way_round() -> None:
     alone = with_placement(seen(ONE), sharing=Sharing.EXCLUSIVE)
     assert kinds(alone) == ["LeaveService"]
+    assert kinds(replace(alone, claims=())) == ["LeaveService"]
     was_alone = seen(ONE.replace("gpu: a", "gpu: a, sharing: Exclusive"))
     assert kinds(with_placement(was_alone, sharing=Sharing.MPS)) == ["LeaveService"]
 
@@ -272,6 +273,18 @@ def test_a_claim_of_others_or_of_another_sharing_has_to_go_first(changes: dict[s
     claim = ClaimSeen(namespace="team", name="claim", uid="c", gpu_uuid=A, sharing=Sharing.MPS, owners=("uid",))
     observation = replace(without_pods(seen(ONE)), claims=(replace(claim, **changes),))
     assert blocked(observation, 0) == why
+
+
+@pytest.mark.parametrize(("household", "why"), [("own", None), ("another", "the claim claim has to go first")])
+def test_a_claim_that_is_a_pod_takes_only_engines_of_its_household(household: str, why: str | None) -> None:
+    world = without_pods(seen(ONE))
+    world = replace(world, servings=tuple(replace(each, household="own") for each in world.servings))
+    claim = ClaimSeen(
+        namespace="team", name="claim", uid="c", gpu_uuid=A, sharing=Sharing.MPS, owners=("uid",), household=household
+    )
+    assert blocked(replace(world, claims=(claim,)), 0) == why
+    other = replace(claim, sharing=Sharing.EXCLUSIVE)
+    assert blocked(replace(world, claims=(other,)), 0) == "the claim claim has to go first"
 
 
 def on_a_gpu_of(observation: Observation, size: float, reserve: int = GIB) -> Observation:
