@@ -35,6 +35,12 @@ LOG = """(EngineCore pid=90) ERROR 11-23 10:00:00 [core.py:800] Traceback (most 
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
 
+PYDANTIC_LOG = """pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, User-specified max_model_len (4096) is greater than the derived max_model_len (2048).
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error
+"""
+"""The end of what vLLM 0.32.0 wrote, shortened."""
+
 RICH = {
     "image": "example.com/vllm:v0.33.0",
     "args": ["--enable-prefix-caching"],
@@ -238,6 +244,10 @@ class TestPhase:
                                      "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
                                      "lastState": {"terminated": {"reason": "Error", "message": LOG}}}]},
              "Error: “ValueError: No available memory for the cache blocks.”"),
+            ({"containerStatuses": [{"restartCount": 2, "state": {"running": {}},
+                                     "lastState": {"terminated": {"reason": "Error", "message": PYDANTIC_LOG}}}]},
+             "Error: “ValueError: User-specified max_model_len (4096) is greater than the derived max_model_len "
+             "(2048).”"),
             ({"phase": "Failed", "message": "node was low on memory"}, "node was low on memory"),
         ],
     )  # fmt: skip

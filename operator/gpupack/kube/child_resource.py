@@ -27,6 +27,8 @@ Child = Mapping[str, Any]
 CRASHED = "CrashLoopBackOff"
 """A kubelet's reason that says only that the container failed before; how it failed stands in its last state."""
 ERROR = re.compile(r"[\w.]*(?:Error|Exception): .*")
+VALUE_ERROR = re.compile(r"\s+Value error, (.*)")
+"""vLLM checks its configuration with pydantic, which writes what is wrong on the line after the error's name."""
 MESSAGE_LIMIT = 400
 """Characters of an engine's own words that a condition repeats."""
 
@@ -211,7 +213,9 @@ def _words(reason: str, message: str) -> str:
 
 def last_words(log: str) -> str:
     """The error that the end of a log names. vLLM's last line often only points to the one that tells it."""
-    errors = [match.group() for line in log.splitlines() if (match := ERROR.search(line))]
+    lines = log.splitlines()
+    errors = [match.group() for line in lines if (match := ERROR.search(line))]
+    errors += [f"ValueError: {match[1]}" for line in lines if (match := VALUE_ERROR.fullmatch(line))]
     telling = [each for each in errors if "root cause above" not in each]
     return (telling or errors or log.strip().splitlines() or [""])[-1][:MESSAGE_LIMIT]
 
