@@ -64,21 +64,37 @@ WATCHED = {
         },
     },
 }  # fmt: skip
+LEARNING = {
+    "metadata": {"namespace": "lab", "name": "learning", "generation": 1, "uid": "1", "resourceVersion": "1",
+                 "creationTimestamp": "2026-11-23T09:00:00Z"},
+    "spec": {"model": {"name": "llama-3.2-1b"}},
+    "status": {**SERVING["status"], "observedGeneration": 1},
+}  # fmt: skip
+LEARNT = {
+    "stepMicroseconds": "2645", "sequenceMicroseconds": "9.5", "kvReadEfficiency": "0.91",
+    "message": "learnt from 43 minutes of load",
+}  # fmt: skip
+PROFILES = [
+    {"metadata": {"name": f"learned-{version}"}, "status": {"learned": LEARNT},
+     "spec": {"model": "meta-llama/Llama-3.2-1B", "gpu": "H100-80GB", "engineVersion": version}}
+    for version in ("0.33.0", "0.32.0")
+]  # fmt: skip
 ROOT = "/apis/gpupack.dev/v1alpha1/namespaces/shop/modelservings"
 EVERYWHERE = "/apis/gpupack.dev/v1alpha1/modelservings"
-NOTHING_LEARNT: dict[str, object] = {"items": []}
 PAGES = {
     EVERYWHERE: {"items": [SERVING]},
     ROOT: {"items": [SERVING, FRESH]},
     f"{ROOT}/chat": SERVING,
     f"{ROOT}/fresh": FRESH,
     f"{ROOT}/watched": WATCHED,
+    ROOT.replace("shop", "lab") + "/learning": LEARNING,
+    "/apis/gpupack.dev/v1alpha1/namespaces/lab/modelprofiles": {"items": PROFILES},
 }
 
 
 class Page(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        found = NOTHING_LEARNT if self.path.endswith("/modelprofiles") else PAGES.get(self.path)
+        found = PAGES.get(self.path)
         body = json.dumps(found or {"reason": "NotFound", "message": "not found"}).encode()
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", "application/json")
@@ -159,6 +175,14 @@ def test_observed_engines_are_told_as_they_are_with_the_arguments_to_paste(
     for word in ("69.0 GiB", "90 %", "3.1 ms", "it is not ready (Pending)", "60.0 GiB of KV cache freed an engine",
                  "+23 % throughput a GPU expected", "1 of 2 GPUs needed"):  # fmt: skip
         assert word in said
+
+
+def test_what_was_learnt_of_its_model_and_version_is_told(capsys: pytest.CaptureFixture[str], kubeconfig: str) -> None:
+    assert main(["explain", "learning", "-n", "lab", "--kubeconfig", kubeconfig]) == 0
+    said = capsys.readouterr().out
+    assert "On H100-80GB a step is believed to cost 2645 us and 9.5 us a sequence" in said
+    assert "learnt from 43 minutes of load (ModelProfile learned-0.33.0)" in said
+    assert "learned-0.32.0" not in said
 
 
 def test_machines_get_the_decision_in_the_apis_own_names(capsys: pytest.CaptureFixture[str], kubeconfig: str) -> None:

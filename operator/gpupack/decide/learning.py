@@ -49,6 +49,8 @@ UNHURRIED = 0.7
 
 _ITL, _STEP, _TTFT = 0.04, 0.04, 0.15
 """Standard deviations of the logarithm: how well the model knows a latency even when its coefficients are right."""
+_ITL_BLIND, _TTFT_BLIND = 0.01, 0.15
+"""What of that stays the same from window to window, and so says nothing of coefficients however often it is seen."""
 _OF_A_REQUEST = 0.5
 """That of one request's mean latency; of many it falls with their root."""
 
@@ -264,11 +266,11 @@ def _told(subject: _Subject) -> dict[str, Told]:
     if not 1 / LITTLE <= little <= LITTLE:
         return {}
     chance = math.hypot(_OF_A_REQUEST / math.sqrt(seen.finished), _unsteady(subject))
-    found = {"itl": Told(math.log(seen.itl), math.hypot(_ITL, chance))}
+    found = {"itl": Told(math.log(seen.itl), math.hypot(_ITL, chance), _ITL_BLIND)}
     if seen.steps and seen.running >= ALWAYS_RUNNING:
-        found["step"] = Told(math.log(seen.engines / seen.steps), math.hypot(_STEP, chance))
+        found["step"] = Told(math.log(seen.engines / seen.steps), math.hypot(_STEP, chance), _ITL_BLIND)
     if seen.ttft and seen.waiting == 0 and seen.running < UNHURRIED * subject.group.shape.max_num_seqs:
-        found["ttft"] = Told(math.log(seen.ttft), math.hypot(_TTFT, chance))
+        found["ttft"] = Told(math.log(seen.ttft), math.hypot(_TTFT, chance), _TTFT_BLIND)
     return found
 
 

@@ -8,6 +8,8 @@ steps. One number after the other:
 
 - Only what a window tells of moves: K points along P H', so that a load at one operating point moves the one
   combination that it saw. All other directions keep their mean, and P says how little is known of them.
+- No drift: what a surprise has within the model's own error for that number (`Told.blind`) moves nothing, or two
+  numbers that the model cannot meet together would pull on each other for ever.
 - Robust: a surprise beyond three standard deviations counts as if it were less sure, and pulls as three would (Huber);
   one beyond a factor of three is a broken number and counts for nothing.
 - Bounded: no coefficient leaves half to twice its prior, nor an efficiency 1.
@@ -56,10 +58,11 @@ class State(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The logarithm of one measured number and its standard deviation."""
+    """The logarithm of one measured number, its standard deviation, and how far off the model may be all the same."""
 
     log: float
     deviation: float
+    blind: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +212,8 @@ def refined(
         surprises.append(surprise)
         slope = [row[number] for row in slopes]
         moved_by = sum(s * (now - then) for s, now, then in zip(slope, mean, state.mean, strict=True))
-        _take(mean, covariance, slope, surprise - moved_by, each.deviation)
+        left = surprise - moved_by
+        _take(mean, covariance, slope, math.copysign(max(0.0, abs(left) - each.blind), left), each.deviation)
     kept = tuple(min(high, max(low, value)) for value, (low, high) in zip(mean, bounds, strict=True))
     return State(kept, tuple(tuple(row) for row in covariance)), tuple(surprises)
 
