@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.top.world import Json, Look, cluster_of, page_of, pool_of, servings_of  # noqa: E402
 
+from PIL import Image
+
 from gpupack import catalog  # noqa: E402
 from gpupack.cli.explain import prose  # noqa: E402
 from gpupack.cli.report.account import of_trace  # noqa: E402
@@ -35,6 +37,8 @@ from gpupack.trace.lines import Header, header_line, tick_line  # noqa: E402
 
 SCREEN = (132, 34)
 SCREEN_PIXELS = (1640, 890)
+COLOURS = 64
+"""So few keep the files small."""
 PAGE_PIXELS = (1250, 2250)
 PEAK_SECONDS = 480.0
 """Into the story: every GPU is in use."""
@@ -73,8 +77,8 @@ def _load(tick: int, serving: int, rate: float) -> Event:
 HISTORY = History(
     seed=7, world=WORLD, ticks=TICKS, deleted_at=TICKS + 1, calm_at=120,
     events=(
-        _load(30, 0, 60.0), _load(40, 1, 40.0), _load(50, 0, 90.0), _load(55, 3, 10.0), _load(60, 2, 30.0),
-        _load(100, 0, 40.0), _load(105, 3, 8.0),
+        _load(30, 0, 90.0), _load(40, 1, 60.0), _load(50, 0, 150.0), _load(55, 3, 14.0), _load(60, 2, 60.0),
+        _load(110, 0, 40.0), _load(115, 3, 8.0),
     ),
 )  # fmt: skip
 
@@ -125,6 +129,7 @@ def photograph(source: Path, target: Path, pixels: tuple[int, int]) -> None:
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                f"--window-size={width},{height}", f"--screenshot={target}", source.as_uri()]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=120)
+    Image.open(target).convert("RGB").quantize(COLOURS).save(target, optimize=True)
 
 
 def main() -> None:
