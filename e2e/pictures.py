@@ -18,9 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from PIL import Image  # noqa: E402
 from tests.top.world import Json, Look, cluster_of, page_of, pool_of, servings_of  # noqa: E402
-
-from PIL import Image
 
 from gpupack import catalog  # noqa: E402
 from gpupack.cli.explain import prose  # noqa: E402
@@ -37,7 +36,7 @@ from gpupack.trace.lines import Header, header_line, tick_line  # noqa: E402
 
 SCREEN = (132, 34)
 SCREEN_PIXELS = (1640, 890)
-COLOURS = 64
+COLOURS = 256
 """So few keep the files small."""
 PAGE_PIXELS = (1250, 2250)
 PEAK_SECONDS = 480.0
