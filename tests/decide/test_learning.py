@@ -12,7 +12,7 @@ import pytest
 from gpupack.decide.learning import Learning, due, learn, wrote
 from gpupack.decide.prospect import coefficients_of, prior_of
 from gpupack.decide.reconcile import reconcile
-from gpupack.demo.hidden import CHAT, LENGTHS_CHANGE_AT, RATES, SHORT, UUID, Hidden, Scene, play
+from gpupack.demo.hidden import CHAT, LENGTHS_CHANGE_AT, RATES, SHORT, UUID, Hidden, Scene, held, play, table, verdict
 from gpupack.facts.belief import Belief
 from gpupack.facts.experiment import Experiment, Judgement
 from gpupack.facts.observation import Cause, EngineWindow, Holder, Measured, Missing, Observation, Reading
@@ -245,3 +245,12 @@ def test_a_belief_that_moves_does_not_make_the_plan_flap() -> None:
         settled = settled if number else len(world.started)
     assert len(world.started) <= settled + 1, "one more may be needed, and then it stays"
     assert not world.stopped
+
+
+def test_the_act_of_the_demo_holds_and_shows_truth_beside_belief() -> None:
+    played = play(7, engines=1)
+    assert held(played)
+    shown = table(played)
+    assert [column.header for column in shown.columns][1:4] == ["truth", "first belief", "learnt"]
+    assert shown.row_count == len(played.truth)
+    assert "minute 14" in verdict(played)

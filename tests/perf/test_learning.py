@@ -20,11 +20,13 @@ LIGHT, HEAVY = (0.9, 0.1, 0.0, 0.0, 0.0), (0.4, 0.2, -0.4, 0.0, 0.0)
 """How a gap between two tokens hangs on step, sequence, KV reading, launches and GEMM, with small and large batches."""
 
 
-def look(state: State, slopes: Sequence[tuple[float, ...]], told: Sequence[float], deviation: float = 0.04) -> State:
+def look(
+    state: State, slopes: Sequence[tuple[float, ...]], told: Sequence[float], blind: Sequence[float] = (0.0, 0.0)
+) -> State:
     def expected(scales: Sequence[float]) -> list[float]:
         return [sum(a * b for a, b in zip(slope, scales, strict=True)) for slope in slopes]
 
-    numbers = [Told(each, deviation) for each in told]
+    numbers = [Told(each, 0.04, off) for each, off in zip(told, blind, strict=False)]
     return learning.refined(state, numbers, expected, PRIOR.bounds)[0]
 
 
@@ -67,6 +69,14 @@ def test_an_outlier_pulls_no_harder_than_a_surprise_of_three_deviations() -> Non
         settled = look(settled, [LIGHT], [0.0])
     mild, wild = (look(settled, [LIGHT], [each]).mean[0] for each in (0.13, 0.8))
     assert 0 < wild <= mild * 1.01
+
+
+def test_what_the_model_is_always_off_by_moves_nothing_however_often_it_is_seen() -> None:
+    state = BEGUN
+    for _ in range(300):
+        state = look(state, [LIGHT], [0.14], blind=(0.15,))
+    assert state.mean == BEGUN.mean
+    assert look(BEGUN, [LIGHT], [0.30], blind=(0.15,)).mean == pytest.approx(look(BEGUN, [LIGHT], [0.15]).mean)
 
 
 def test_no_coefficient_leaves_its_bounds() -> None:
