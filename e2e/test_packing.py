@@ -33,7 +33,7 @@ def test_replicas_join_the_first_gpu_one_after_another_until_its_bandwidth_satur
     assert journey.history.starting_together(journey.mark) == []
     assert journey.restarts() == 0
     shown = told(journey, "kubectl-gpupack", "top", "--once")
-    assert re.search(rf"\d+ of \d+ %.* GiB +{REPLICAS_PER_GPU} chat +[\d,]+ +\d+ W", shown), shown
+    assert re.search(rf"\d+ of \d+ %.* GiB +[\d,]+ +\d+ W +{REPLICAS_PER_GPU} chat", shown), shown
     assert re.search(r"default/chat +3 of 3 +[\d.]+/s +[\d.]+ of \d+ .*BandwidthCeiling", shown), shown
     page = tmp_path / "report.html"
     told(journey, "gpupack", "report", "-o", str(page))

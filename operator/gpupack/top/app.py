@@ -177,7 +177,7 @@ class TopApp(App[None]):
     #pools { height: auto; max-height: 5; }
     #gpus { height: auto; min-height: 4; max-height: 50%; }
     #servings { height: 1fr; min-height: 4; }
-    Rows { scrollbar-size-horizontal: 1; scrollbar-size-vertical: 1; }
+    Rows { scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; }
     Rows:focus { background-tint: transparent; }
     Rows > .datatable--cursor { background: $background; color: $foreground; text-style: none; }
     Rows:focus > .datatable--cursor { background: $primary-darken-2; }

@@ -174,7 +174,6 @@ GPUS: tuple[Column[GpuRow], ...] = (
            since=120),
     Column(title="DRAM active", cell=_dram, order=lambda row: _number(_saturation(row)), largest_first=True),
     Column(title="memory by replica", cell=_memory, order=lambda row: _number(row.memory_used), largest_first=True),
-    Column(title="engines", cell=_engines, order=lambda row: _number(len(row.engines)), largest_first=True),
     Column(
         title="tok/s", right=True, largest_first=True, order=lambda row: _number(row.tokens_per_second),
         cell=lambda row, *_: cells.none()
@@ -185,6 +184,7 @@ GPUS: tuple[Column[GpuRow], ...] = (
         title="power", right=True, largest_first=True, since=ROOMY, order=lambda row: _number(row.power),
         cell=lambda row, *_: cells.none() if row.power is None else Text(f"{row.power:.0f} W"),
     ),
+    Column(title="engines", cell=_engines, order=lambda row: _number(len(row.engines)), largest_first=True),
 )  # fmt: skip
 
 SERVINGS: tuple[Column[ServingRow], ...] = (
@@ -212,7 +212,7 @@ SERVINGS: tuple[Column[ServingRow], ...] = (
     Column(title="batch x KV", cell=_shape, order=lambda row: _number(row.max_num_seqs), since=ROOMY),
     Column(title="last decision", cell=_decision, order=lambda row: _word(row.reason)),
     Column(title="at", cell=lambda row, *_: Text(cells.clock(row.decided_at), style="dim"),
-           order=lambda row: _number(row.decided_at), largest_first=True),
+           order=lambda row: _number(row.decided_at), largest_first=True, since=90),
 )  # fmt: skip
 
 
