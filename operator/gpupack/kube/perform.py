@@ -283,6 +283,8 @@ class Performer:
 
     async def write_slices(self, scene: Scene) -> None:
         """Which engines clients may go to. An engine whose supervisor is not heard stays where it stands."""
+        there = {host.claim.uid for host in scene.hosts}
+        self._orders = {uid: orders for uid, orders in self._orders.items() if uid in there}
         if not scene.has_households:
             return
         for body in host_resource.slices_to_write(scene.servings, scene.replicas, scene.slices, _unheard(scene)):
