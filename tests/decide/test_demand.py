@@ -205,6 +205,14 @@ def test_a_manual_count_is_the_demand() -> None:
     assert (found.basis, found.wanted, found.floor, found.spare) == (Basis.MANUAL, 5, 5, False)
 
 
+def test_what_comes_to_a_manual_count_is_what_its_neighbours_are_promised_beside() -> None:
+    _, facts = settled(1)
+    seen = replace(facts, engines=dict.fromkeys(facts.engines, engine(80.0)))
+    asked = serving("chat", replicas=5, rate=5.0)
+    assert ask(asked, seen, 1, capacity, MOST).rate == pytest.approx(80.0)
+    assert ask(asked, replace(facts, engines={}), 1, capacity, MOST).rate is None
+
+
 def test_before_any_reading_the_declared_rate_sets_the_first_count() -> None:
     _, facts = settled(1)
     blank = replace(facts, replicas_of={}, engines={})

@@ -85,7 +85,8 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
     scaling = serving.scaling
     if scaling.mode is ScalingMode.MANUAL:
         count = scaling.replicas
-        return Demand(basis=Basis.MANUAL, wanted=count, floor=count, spare=planned > count)
+        rate = _seen_rate(serving, facts)
+        return Demand(basis=Basis.MANUAL, wanted=count, floor=count, spare=planned > count, rate=rate)
     floor = scaling.min_replicas
     replicas = facts.replicas_of.get(serving.key, ())
     serving_now = [each for each in replicas if each.phase is Phase.READY and not is_leaving(each)]
@@ -162,6 +163,16 @@ def _measured(
         utilization=rate / now if now > 0 else None,
         look_again=look_again,
     )
+
+
+def _seen_rate(serving: Serving, facts: Facts) -> float | None:
+    """Requests a second that come whoever owns the count; at least the declared ones while not all can be read."""
+    ready = [each for each in facts.replicas_of.get(serving.key, ()) if each.phase is Phase.READY]
+    engines = [engine for each in ready if (engine := facts.engines.get(each.name)) is not None]
+    known = [each for each in engines if _has_rate(each, facts.policy)]
+    if not known:
+        return None
+    return max(arrivals(known, facts.policy), (serving.declared_rate or 0.0) if len(known) < len(ready) else 0.0)
 
 
 def arrivals(engines: Sequence[EngineFacts], policy: Policy) -> float:

@@ -63,7 +63,7 @@ class Rules:
         self._plan: Plan | None = None
         self._content: Counter[tuple[ServingKey, str, int, str]] = Counter()
         self._quiet = self._content
-        self._queued = 0.0
+        self._given = 0.0, 0
         self._load_moved_at = 0
         self.changed_at = 0
         self.changes: list[int] = []
@@ -251,8 +251,9 @@ class Rules:
         if self._acted:
             self._acted, self.acted_at = False, tick
         queued = sum(pod.engine.waiting for pod in cluster.pods.values())
-        if queued != self._queued:
-            self._queued, self._load_moved_at = queued, tick
+        given = queued, self._server.count("modelprofiles")
+        if given != self._given:
+            self._given, self._load_moved_at = given, tick
         plan = self.stored()
         if plan is not None:
             content = Counter((each.serving, each.gpu_uuid, each.slot, each.content_hash) for each in plan.placements)
@@ -279,7 +280,7 @@ class Rules:
                 "few changes under constant load", f"{moves - net} changes there and back in {hours:.2f} hours"
             )
         if noise or tick - self._load_moved_at < STILL_TICKS + SETTLE_TICKS:
-            return  # a queue that drains is a load that changes
+            return  # a queue that drains is a load that changes, and what was learnt is another prediction of it
         if tick - self.changed_at < STILL_TICKS:
             raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
         # What a status says of a load about a limit may still take turns; that is a known limit, and no child moves.
