@@ -551,6 +551,49 @@ def test_a_queue_at_one_of_two_engines_is_no_queue_at_both() -> None:
     assert unknown.tokens_per_second is None
 
 
+MIXED = """gpus: {a: , b: }
+servings: {chat: {batch: 64}, docs: {batch: 16}}
+replicas:
+  - {serving: chat, gpu: a, arrivals: 30, running: 60, waited: 2}
+  - {serving: docs, gpu: a, arrivals: 10, running: 15}"""
+
+
+def test_unlike_engines_of_a_gpu_are_seen_apart_and_a_queue_at_one_of_them_is_none_at_all() -> None:
+    board = board_on(seen(MIXED))
+    found = seen_on(board, A, board.mix(A))
+    assert not isinstance(found, Missing)
+    assert [(str(each.kin.serving), each.engines, each.running) for each in found] == [
+        ("team/chat", 1, 60.0),
+        ("team/docs", 1, 15.0),
+    ]
+    assert [each.waited for each in found] == [True, False]
+    assert [each.tokens_per_second for each in standing(board, A)] == [None, None]
+
+
+def test_a_step_of_one_serving_is_predicted_by_its_own_latency_beside_the_others() -> None:
+    observation = seen(MIXED)
+    for name in ("chat", "docs"):
+        board = board_on(observation)
+        [new] = board.of[key(name)]
+        board.remove(new)
+        before = standing(board, A)
+        board.add(new)
+        begin(board, new, before, Step.ADDED, asked=False)
+        full = board.prospects.full(board.kind(A), board.mix(A))
+        [own] = [group for (kin, _), group in zip(board.mix(A), full.groups, strict=True) if kin.serving == key(name)]
+        assert board.experiments[A].itl == own.itl_p95
+
+
+def test_beside_an_engine_that_nobody_knows_a_step_is_no_experiment() -> None:
+    observation = seen(MIXED)
+    refused = Refused(key=DOCS, uid="docs", generation=1, field="spec", problem="unreadable", fix="mend it")
+    board = board_on(replace(observation, servings=observation.servings[:1], refused=(refused,)))
+    [new] = board.of[CHAT]
+    board.experiments[A] = board_on(seen(AS_PREDICTED)).experiments[A]
+    begin(board, new, (), Step.ADDED, asked=False)
+    assert A not in board.experiments
+
+
 def test_of_a_gpu_with_an_engine_that_nobody_knows_nothing_is_noted() -> None:
     observation = seen(AS_PREDICTED)
     refused = Refused(key=CHAT, uid="chat", generation=1, field="spec", problem="unreadable", fix="mend it")
