@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := operator charts tests e2e
 LOCK := $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --generate-hashes
 
-.PHONY: help install fmt lint types test verify docs soak mutation e2e e2e-kill demo controlplane lock clean
+.PHONY: help install fmt lint types test verify docs soak mutation e2e e2e-vllm e2e-kill demo controlplane lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ types: install ## Check types, strictly.
 	$(BIN)/mypy
 
 test: lint types ## Everything that needs no cluster but the control plane's programs (fetched or built on first use).
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile
 
 verify: install ## Regenerate what is generated; fails if that changes anything.
 	$(BIN)/pytest -q tests --regenerate -k golden
@@ -49,6 +49,9 @@ controlplane: install ## Get the Kubernetes control plane's programs, and say wh
 
 e2e: install ## The journeys, on a real control plane with the virtual GPU node.
 	$(BIN)/pytest e2e
+
+e2e-vllm: install ## The real vLLM (its CPU build, 6 GB in an environment of its own) as an engine pod; what we know of it.
+	$(BIN)/pytest e2e/vllm/real_engine.py
 
 e2e-kill: install ## The operator dies at every distinct API call; storms of faults; silence (a quarter of an hour).
 	$(BIN)/pytest e2e/kill_everywhere.py -s
