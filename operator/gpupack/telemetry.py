@@ -204,8 +204,8 @@ _GPU_GAUGES: tuple[tuple[str, str, Callable[[GpuGlance], float | None]], ...] = 
      lambda gpu: gpu.tokens_per_second),
     ("gpupack_gpu_dram_active_ratio", "DRAM activity as the last tick saw it, share of the theoretical peak",
      lambda gpu: gpu.dram_active),
-    ("gpupack_gpu_dram_attainable_ratio", "DRAM activity that the engines on the GPU can reach at most, as predicted "
-     "with the last replica", lambda gpu: gpu.attainable),
+    ("gpupack_gpu_dram_attainable_ratio", "DRAM activity that the engines on the GPU reach at most at full batches, "
+     "as predicted with the last replica", lambda gpu: gpu.attainable),
     ("gpupack_gpu_memory_used_bytes", "Device memory in use, by whomever", lambda gpu: gpu.memory_used),
     ("gpupack_gpu_power_watts", "Power draw of the GPU", lambda gpu: gpu.power),
 )  # fmt: skip

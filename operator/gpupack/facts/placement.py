@@ -147,8 +147,9 @@ class Plan:
 class PredictedEffect:
     """What one more replica was predicted to bring when it was planned; written on the replica itself.
 
-    `attainable` is the most DRAM activity (share of the peak) that the engines on its GPU can reach together; None on
-    replicas of a gpupack that did not write it.
+    `attainable` is the most DRAM activity (share of the peak) that the engines on its GPU reach together at full
+    batches; at smaller ones, which read more weights than KV cache, it may be more. None on replicas of a gpupack that
+    did not write it.
     """
 
     tokens_per_second_before: float

@@ -27,9 +27,9 @@ def none() -> Text:
     return Text(NONE, style="dim")
 
 
-def gauge(share: float, width: int, limit: float | None = None) -> Text:
-    """A bar of `share` of one, red from nine tenths of `limit` on; what lies beyond the limit is hatched."""
-    hot = limit is not None and limit > 0.0 and share >= HOT * limit
+def gauge(share: float, width: int, limit: float | None = None, *, warns: bool = True) -> Text:
+    """A bar of `share` of one, red from nine tenths of `limit` on if it `warns`; beyond the limit it is hatched."""
+    hot = warns and limit is not None and limit > 0.0 and share >= HOT * limit
     filled = round(8 * width * min(1.0, max(0.0, share)))
     whole, part = divmod(filled, 8)
     bar = "█" * whole + (PARTS[part] if part else "")

@@ -96,7 +96,8 @@ def _of(width: int) -> str:
 def _dram(row: GpuRow, _: Colours, width: int) -> Text:
     if row.dram_active is None:
         return cells.none()
-    text = cells.gauge(row.dram_active, _long(width, 16), row.attainable)
+    # At smaller batches more can be reached than at full ones, so to be beyond it is nothing to warn of.
+    text = cells.gauge(row.dram_active, _long(width, 16), row.attainable, warns=False)
     told = cells.share_of(row.dram_active, row.attainable, _of(width))
     return text.append(f" {told}" + (f" at {cells.clock(row.dram_at)}" if row.dram_at is not None else ""),
                        style="dim" if row.dram_at is not None else "")  # fmt: skip
