@@ -125,8 +125,8 @@ def test_an_engine_is_packed_scraped_benchmarked_measured_and_drained(journey: J
         assert absent == []
         numbers = parse_engine(page)
         # On a CPU a block is 128 tokens, on a GPU 16; x (K, V) x layers x heads and their size x float32.
-        (tokens,) = set(re.findall(rb'block_size="(\d+)"', page))
-        block_bytes = int(tokens) * 2 * 2 * 256 * 4
+        (block_tokens,) = set(re.findall(rb'block_size="(\d+)"', page))
+        block_bytes = int(block_tokens) * 2 * 2 * 256 * 4
         assert numbers.kv_blocks == planned["kvCacheMemoryBytes"] // block_bytes
 
         # What `vllm bench serve` writes is a measured run.
@@ -155,14 +155,15 @@ def test_an_engine_is_packed_scraped_benchmarked_measured_and_drained(journey: J
 
         # SIGTERM lets what is under way come to its end.
         ended: list[dict[str, Any]] = []
-        asking = threading.Thread(target=lambda: ended.append(_ask(client, tokens=1500)))
+        tokens = planned["maxModelLen"] - 64
+        asking = threading.Thread(target=lambda: ended.append(_ask(client, tokens=tokens)))
         asking.start()
         journey.until("the request is under way", lambda: parse_engine(client.get("/metrics").content).running or 0)
         mark = journey.history.mark()
         stage.delete(f"/apis/{API_VERSION}/namespaces/default/modelservings/tiny")
         asking.join(60)
         assert ended[0]["choices"][0]["finish_reason"] == "length"
-        assert ended[0]["usage"]["completion_tokens"] == 1500
+        assert ended[0]["usage"]["completion_tokens"] == tokens
     journey.until("the pod is gone", lambda: stage.pods("tiny") == [], 90)
     codes = [
         status["state"]["terminated"]["exitCode"]
