@@ -178,7 +178,7 @@ class PodLife:
                 values[variable.name] = variable.value
                 continue
             path = f"/api/v1/namespaces/{self._pod.namespace}/secrets/{variable.secret.name}"
-            secret = await self._until_there(path, f"secret {variable.secret.name}")
+            secret = await self._until_there(path, f'secret "{variable.secret.name}"')
             values[variable.name] = base64.b64decode(secret.get("data", {}).get(variable.secret.key, "")).decode()
         return values
 
@@ -254,7 +254,9 @@ class PodLife:
         return status
 
     def _creating(self) -> list[dict[str, Any]]:
-        waiting = {"reason": "ContainerCreating"}
+        # A kubelet tells a variable's missing Secret so; a volume's only in an event.
+        is_variable = self._waiting_for.startswith('secret "')
+        waiting = {"reason": "CreateContainerConfigError" if is_variable else "ContainerCreating"}
         if self._waiting_for:
             waiting["message"] = self._waiting_for
         return [
