@@ -12,6 +12,8 @@ from .journey import PLUGIN_NODE, PODS, Journey, manual
 
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 HOSTS = "gpupack.dev/household"
+SMALL = {"mode": "Fixed", "maxNumSeqs": 84}
+"""Three of this shape fit one GPU and its promise, so a pod has room for three."""
 
 
 def hosts(journey: Journey) -> list[dict[str, Any]]:
@@ -31,24 +33,29 @@ def addresses(journey: Journey, name: str) -> list[tuple[str, int]]:
 
 
 def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journey: Journey) -> None:
+    """Two servings, one pod: their images and pod templates are the same."""
     aborted = journey.aborted()
     journey.edit_pool(nodeSelector={"kubernetes.io/hostname": PLUGIN_NODE}, maxGpus=1)
-    journey.apply(manual("chat", 2))
+    journey.apply(manual("chat", 2, batching=SMALL))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
+    journey.apply(manual("notes", 1, batching=SMALL))
+    journey.until("so is one of another serving", lambda: journey.status("notes").get("readyReplicas") == 1)
     [pod] = hosts(journey)
+    assert len(pod["metadata"]["ownerReferences"]) == 2
     assert pod["spec"]["nodeName"] == PLUGIN_NODE
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert is_ready(pod)
     ip = pod["status"]["podIP"]
     journey.until("both get requests", lambda: addresses(journey, "chat") == [(ip, 8001), (ip, 8002)])
+    journey.until("the other is at its own", lambda: addresses(journey, "notes") == [(ip, 8003)])
     journey.load("chat", rate=20.0)
-    journey.until("both work", lambda: [each["running"] > 0 for each in journey.engines()] == [True, True])
+    journey.until("both work", lambda: sum(each["running"] > 0 for each in journey.engines()) == 2)
     assert {gpu["sharing"] for gpu in journey.stage.state()["gpus"] if gpu["engines"]} == {"MPS"}
 
     journey.stage.stop_operator()
     journey.edit("chat", replicas=1)
     journey.stage.start_operator()
-    journey.until("one engine is left", lambda: len(journey.engines()) == 1)
+    journey.until("one engine of each is left", lambda: len(journey.engines()) == 2)
     journey.until("the status says so", lambda: journey.status("chat").get("readyReplicas") == 1)
     assert len(addresses(journey, "chat")) == 1
     assert journey.aborted() == aborted
