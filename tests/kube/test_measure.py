@@ -97,7 +97,9 @@ def test_residuals_are_percents_of_each_point() -> None:
 
 def test_the_engine_is_written_like_a_replica_without_the_key_that_its_client_cannot_read() -> None:
     serving = read(model_serving(engine={"image": "example.com/vllm:v0.33.0", "apiKeySecretRef": {"name": "key"}}))
-    job = measure_resource.job(asked(), 256, ["m", "--max-num-seqs=256"], serving.template)
+    name = measure_resource.job_name(asked(), serving.template, 256, confirms=True)
+    assert name != measure_resource.job_name(asked(), serving.template, 256, confirms=False)
+    job = measure_resource.job(asked(), name, ["m", "--max-num-seqs=256"], serving.template)
     pod = job["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert len(job["metadata"]["name"]) <= 52

@@ -178,9 +178,9 @@ def status_to_dict(progress: Progress, generation: int) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def job_name(measurement: Measurement, template: EngineTemplate, limit: int) -> str:
-    """At most 52 characters, for the pods' names add to it. An engine of another limit is another Job."""
-    tail = f"-{inputs_of(measurement)[:5]}{template.hash[:5]}-{limit}"
+def job_name(measurement: Measurement, template: EngineTemplate, limit: int, *, confirms: bool) -> str:
+    """At most 52 characters, for the pods' names add to it. Another limit, and the confirmation, is another Job."""
+    tail = f"-{inputs_of(measurement)[:5]}{template.hash[:5]}-{limit}{'-again' if confirms else ''}"
     return f"measure-{measurement.name}"[: 52 - len(tail)].rstrip("-.") + tail
 
 
@@ -198,13 +198,13 @@ def claim(measurement: Measurement, uuids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def job(measurement: Measurement, limit: int, args: Sequence[str], template: EngineTemplate) -> dict[str, Any]:
+def job(measurement: Measurement, name: str, args: Sequence[str], template: EngineTemplate) -> dict[str, Any]:
     """One engine that is never started again by itself: a start that fails is a result.
 
     It has no API key: the client that measures it has no right to read Secrets.
     """
     own = template.pod.get("metadata", {})
-    metadata = _metadata(measurement, job_name(measurement, template, limit))
+    metadata = _metadata(measurement, name)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

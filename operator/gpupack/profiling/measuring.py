@@ -164,7 +164,7 @@ class Measurer:
         template, limit = subject.template, run.engine_limit
         starting = replace(before, phase=Phase.STARTING, message=f"an engine of batch limit {limit} starts")
         jobs, pods = await self._jobs(measurement), await self._pods(measurement)
-        name = measure_resource.job_name(measurement, template, limit)
+        name = measure_resource.job_name(measurement, template, limit, confirms=run.confirms)
         others = [job for job in jobs if job["metadata"]["name"] != name]
         leaving = [job for job in jobs if "deletionTimestamp" in job["metadata"]]
         if others or leaving or (pods and not jobs):
@@ -172,7 +172,7 @@ class Measurer:
             await self._delete_jobs(measurement, others)
             return starting  # the engine before still holds the GPU
         if not jobs:
-            if (problem := await self._start(measurement, subject, run)) is not None:
+            if (problem := await self._start(measurement, subject, name, limit)) is not None:
                 return replace(before, phase=Phase.WAITING, message=problem)
             return starting
         said = next((words for pod in pods if (words := child_resource.message_of(pod))), "")
@@ -226,7 +226,7 @@ class Measurer:
         _shape(found, max(found.limits))  # says at once if it has no room
         return found
 
-    async def _start(self, measurement: Measurement, subject: _Subject, run: Run) -> str | None:
+    async def _start(self, measurement: Measurement, subject: _Subject, name: str, limit: int) -> str | None:
         """Claim and Job. What is missing, if they cannot be."""
         if not await self._listed(measurement, CLAIMS):
             uuids = self._free_gpus(measurement)
@@ -234,9 +234,8 @@ class Measurer:
                 return f"no {measurement.gpu_kind} is free of gpupack's replicas and of others"
             claim = measure_resource.claim(measurement, uuids)
             await self._api.apply(f"{_path(measurement, CLAIMS)}/{claim['metadata']['name']}", claim)
-        args = _arguments(subject, run.engine_limit)
-        job = measure_resource.job(measurement, run.engine_limit, args, subject.template)
-        await self._api.apply(f"{_path(measurement, JOBS)}/{job['metadata']['name']}", job)
+        job = measure_resource.job(measurement, name, _arguments(subject, limit), subject.template)
+        await self._api.apply(f"{_path(measurement, JOBS)}/{name}", job)
         return None
 
     def _free_gpus(self, measurement: Measurement) -> list[str]:
