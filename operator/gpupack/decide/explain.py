@@ -83,8 +83,8 @@ def verdict(given: Verdict) -> str:
         case Reason.DEMAND_MET if unit is Unit.RATIO:
             return f"The load takes {seen} of what the replicas can carry; one more is added above {limit}."
         case Reason.DEMAND_MET:
-            who, count = _ASKED.get(given.detail, "The load asks for"), given.limit.value
-            return f"{who} {count:.0f}, and {count:.0f} {_are(count)} planned."
+            who, asked = _ASKED.get(given.detail, "The load asks for"), given.limit.value
+            return f"{who} {asked:.0f}, and {asked:.0f} {_are(asked)} planned."
         case Reason.MEMORY if unit is Unit.REPLICAS:
             count = limit.removesuffix(" replicas")
             return (

@@ -97,7 +97,7 @@ def _turn_since(board: Board, placement: Placement) -> float:
     pods = board.facts.replicas_on.get(placement.gpu_uuid, ())
     moments = [moment for pod in pods for moment in (pod.ready_at, pod.deletion_at) if moment is not None]
     draining = any(is_leaving(pod) and pod.deletion_at is None for pod in pods)
-    return max([placement.planned_at, *moments, *([board.facts.at] if draining else ())])
+    return float(max(placement.planned_at, *moments, *([board.facts.at] if draining else ())))
 
 
 def _still_running(board: Board, serving: ServingKey) -> ReplicaSeen | None:
