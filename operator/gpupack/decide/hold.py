@@ -97,7 +97,8 @@ def _turn_since(board: Board, placement: Placement) -> float:
     pods = board.facts.replicas_on.get(placement.gpu_uuid, ())
     moments = [moment for pod in pods for moment in (pod.ready_at, pod.deletion_at) if moment is not None]
     draining = any(is_leaving(pod) and pod.deletion_at is None for pod in pods)
-    return float(max(placement.planned_at, *moments, *([board.facts.at] if draining else ())))
+    moments = [placement.planned_at, *moments, *([board.facts.at] if draining else [])]
+    return max(moments)
 
 
 def _still_running(board: Board, serving: ServingKey) -> ReplicaSeen | None:
