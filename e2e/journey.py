@@ -109,11 +109,20 @@ class Journey:
         stage.steer("/interference", interference=ORDINARY_INTERFERENCE)
         stage.steer("/costs", step=1.0)
         stage.delete(SERVINGS)
-        for children in (PODS, CLAIMS, SERVICES, BUDGETS):  # nobody waits for the garbage collector
-            stage.delete(children, labelSelector=OURS, gracePeriodSeconds="0")
-        self.until("everything is gone", lambda: not (self.engines() or self.children()))
-        stage.delete(POOLS)
-        stage.delete(PROFILES, labelSelector=OURS)
+        try:
+            self.until("everything is gone", self._is_gone)
+        finally:  # the next journey begins with a pool of its own, whatever became of this one
+            stage.delete(POOLS)
+            stage.delete(PROFILES, labelSelector=OURS)
+
+    def _is_gone(self) -> bool:
+        """Asks again until it is so: the operator may just be making what it has not seen to be unwanted.
+
+        Nobody waits for the garbage collector, which learns of new kinds twice a minute.
+        """
+        for children in (PODS, CLAIMS, SERVICES, BUDGETS):
+            self.stage.delete(children, labelSelector=OURS, gracePeriodSeconds="0")
+        return not (self.engines() or self.children())
 
     # Doing
 

@@ -135,11 +135,13 @@ class HostProgram:
             self._listens = False
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
-                await self._process.wait()
+            # Before the process is waited for: what it has started holds its output open, and lives as long as these.
             door.close()
             for engine in self._engines:
                 engine.cancel()
             await asyncio.gather(*self._engines, return_exceptions=True)
+            if self._process is not None:
+                await self._process.wait()
 
     def terminate(self) -> None:
         self._asked = True
