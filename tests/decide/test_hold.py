@@ -47,6 +47,14 @@ def test_a_pod_is_given_up_when_its_time_is_over_and_not_before(pod: str, why: s
     assert [each.why for each in found] == ([] if why is None else [why])
 
 
+@pytest.mark.parametrize(("planned", "goes"), [(601.0, True), (10.0, False)])
+def test_a_pod_is_no_older_than_its_plan_where_our_clock_is_ahead_of_the_api_servers(
+    planned: float, goes: bool
+) -> None:
+    late = with_placement(seen(ONE % "phase: Pending, age: 700"), planned_at=Seconds(NOON - planned))
+    assert bool(given_up(late)) is goes
+
+
 def test_what_the_pod_says_of_itself_is_told() -> None:
     waits = with_pod(seen(ONE % "phase: Pending, age: 700"), message="no node fits")
     assert given_up(waits)[0].why == "it stayed Pending for 600 s: no node fits"

@@ -101,6 +101,15 @@ def test_a_placement_on_a_gpu_that_is_gone_is_kept_for_its_pod(pod: dict[str, An
     assert ("chat", A, 0) not in where(reconcile(without_pod(gone)))
 
 
+@pytest.mark.parametrize(("left", "kept"), [(600.0, True), (601.0, False)])
+def test_a_deadline_that_a_clock_ahead_of_ours_has_set_is_forgotten(left: float, kept: bool) -> None:
+    observation = seen(BOTH)
+    assert observation.plan is not None
+    deadline = Withdrawn(serving=CHAT, gpu_uuid=B, until=Seconds(NOON + left))
+    known = replace(observation, plan=replace(observation.plan, withdrawn=(deadline,)))
+    assert plan_of(reconcile(known)).withdrawn == ((deadline,) if kept else ())
+
+
 def test_deadlines_are_forgotten_at_their_time_and_with_their_serving() -> None:
     observation = seen(BOTH)
     assert observation.plan is not None

@@ -74,7 +74,8 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
     said = f": {pod.message}" if pod.message else ""
     if pod.deletion_at is not None and gpu is not None and not gpu.node_ready:
         return f"node {gpu.gpu.node} is not ready and its pods are taken away"
-    if pod.phase is Phase.PENDING and facts.at - pod.created_at > deadline:
+    # The API server's clock stamps pods and ours stamps plans: a pod is never older than the plan that it came by.
+    if pod.phase is Phase.PENDING and facts.at - max(pod.created_at, placement.planned_at) > deadline:
         return f"it stayed Pending for {deadline:.0f} s{said}"
     if pod.phase is Phase.STARTING and pod.restarts >= CRASHES:
         return f"it restarted {pod.restarts} times without becoming ready{said}"

@@ -214,7 +214,10 @@ def _in_turn(board: Board, demands: Mapping[ServingKey, Demand]) -> list[Serving
 
 
 def _forget(board: Board) -> None:
-    """Placements of servings that are gone, and on GPUs that are gone with their pod; deadlines that are over."""
+    """Placements of servings that are gone, and on GPUs that are gone with their pod; deadlines that are over.
+
+    One that is further away than a deadline is long was set by a clock that was ahead, and is over as well.
+    """
     facts = board.facts
     for placement in board.placements:
         known = placement.serving in facts.servings or placement.serving in facts.refused
@@ -222,7 +225,10 @@ def _forget(board: Board) -> None:
         lost = placement.gpu_uuid not in facts.gpus and (pod is None or pod.deletion_at is not None)
         if not known or lost:
             board.remove(placement)
+    last = facts.at + facts.policy.pending_deadline
     board.withdrawn = {
-        key: each for key, each in board.withdrawn.items() if each.until > facts.at and each.serving in facts.servings
+        key: each
+        for key, each in board.withdrawn.items()
+        if facts.at < each.until <= last and each.serving in facts.servings
     }
     board.touched.clear()

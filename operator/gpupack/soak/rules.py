@@ -37,6 +37,8 @@ SETTLE_TICKS = 15
 SEEN_SECONDS = 200.0
 """No watch is late by more: what was so for longer, the operator knows."""
 CHANGES_AN_HOUR = 12
+RENEWALS = frozenset((Step.REPLACED, Step.MOVED))
+"""Steps after each of which the next engine of a serving has its turn."""
 POOL = Key("gpupools", "", "default")
 
 
@@ -65,6 +67,7 @@ class Rules:
         self._quiet = self._content
         self._given = 0.0, 0
         self._load_moved_at = 0
+        self._renewed_at = 0
         self.changed_at = 0
         self.changes: list[int] = []
         self.acted_at = 0
@@ -261,6 +264,8 @@ class Rules:
                 moved = sum(((content - self._content) + (self._content - content)).values())
                 self.changes.extend([tick] * moved)
                 self._content, self.changed_at = content, tick
+            if tick - self.changed_at < STILL_TICKS and any(each.reason in RENEWALS for each in plan.records):
+                self._renewed_at = tick
         if tick <= quiet_from:
             self._quiet = self._content
 
@@ -279,8 +284,10 @@ class Rules:
             raise Broken(
                 "few changes under constant load", f"{moves - net} changes there and back in {hours:.2f} hours"
             )
-        if noise or tick - self._load_moved_at < STILL_TICKS + SETTLE_TICKS:
-            return  # a queue that drains is a load that changes, and what was learnt is another prediction of it
+        # A queue that drains is a load that changes, and what was learnt is another prediction of it. Engines that are
+        # renewed one after another take their time, and only then their load is watched.
+        if noise or tick - max(self._load_moved_at, self._renewed_at) < STILL_TICKS + SETTLE_TICKS:
+            return
         if tick - self.changed_at < STILL_TICKS:
             raise Broken("comes to rest", f"the plan still changed at tick {self.changed_at}")
         # What a status says of a load about a limit may still take turns; that is a known limit, and no child moves.
