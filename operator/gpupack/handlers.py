@@ -33,14 +33,13 @@ from gpupack.decide.reconcile import reconcile
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Llm
-from gpupack.facts.observation import Observation, Phase, ReplicaSeen
+from gpupack.facts.observation import Observation
 from gpupack.facts.policy import Policy
-from gpupack.facts.running import RunningEngine
 from gpupack.kube import labels
-from gpupack.kube.api import Api, ApiError, Conflict, configuration_of
+from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
-from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep
-from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper
+from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep_learnt
+from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper, engine_targets, observed_targets
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
 from gpupack.profiling.measuring import Measurer
@@ -71,35 +70,6 @@ def record_nothing(_observation: Observation, _outcome: Outcome) -> None:
     """No trace was asked for."""
 
 
-def timing_of(policy: Policy) -> Timing:
-    return Timing(
-        windows=tuple(sorted(policy.rate_windows)),
-        period=policy.engine_period,
-        stale_periods=policy.stale_periods,
-        peak_delay=policy.scale_down_delay,
-        judged=policy.window,
-    )
-
-
-def engine_targets(replicas: tuple[ReplicaSeen, ...]) -> list[EngineTarget]:
-    """Engines that listen: a starting one refuses connections, one that is draining still tells its load."""
-    return [
-        EngineTarget(replica=each.name, identity=f"{each.uid}/{each.restarts}", address=each.address)
-        for each in replicas
-        if each.address is not None and each.phase in (Phase.READY, Phase.STOPPING)
-    ]
-
-
-def observed_targets(running: tuple[RunningEngine, ...]) -> list[EngineTarget]:
-    """Engines that others started, one target however many servings observe it."""
-    found = {
-        each.key: EngineTarget(replica=each.key, identity=each.identity, address=each.address, asks_models=True)
-        for each in running
-        if each.address is not None
-    }
-    return list(found.values())
-
-
 def all_targets(scene: Scene) -> list[EngineTarget]:
     return [*engine_targets(scene.replicas), *observed_targets(scene.running)]
 
@@ -109,17 +79,6 @@ def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[Expor
         ExporterTarget(name=f"{each.namespace}/{each.name}", node=each.node, address=f"{each.ip}:{port}")
         for each in exporters
     ]
-
-
-async def keep_learnt(api: Api, learnt: Learning, observation: Observation) -> Learning:
-    """Writes what is due of it. What the API server refuses is asked for again when the next is due."""
-    for belief in learning.due(learnt, observation):
-        try:
-            await keep(api, belief)
-        except ApiError as refused:
-            log.warning("what was learnt was not written: %s", refused, extra={"profile": belief.key.name})
-        learnt = learning.wrote(learnt, belief)
-    return learnt
 
 
 class Rhythm:
@@ -218,7 +177,7 @@ class PoolTask:
     async def _tick(self, scene: Scene) -> Seconds:
         began = time.monotonic()
         policy = scene.pool.policy
-        timing = timing_of(policy)
+        timing = Timing.of(policy)
         if self._watched_since is None:
             self._watched_since = Seconds(round(self._clock(), 3))
         await self._scraper.round(

@@ -16,8 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from gpupack.decide import learning
+from gpupack.decide.learning import Learning
 from gpupack.facts.belief import Belief
 from gpupack.facts.gpu import Gpu
+from gpupack.facts.observation import Observation
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.host.orders import Orders, orders_text
 from gpupack.kube import host_resource, labels, manifests, profile_resource
@@ -390,6 +393,17 @@ async def keep(api: Api, belief: Belief) -> None:
     except NotFound:
         await api.apply(path, body)
         await api.apply(f"{path}/status", status)
+
+
+async def keep_learnt(api: Api, learnt: Learning, observation: Observation) -> Learning:
+    """Writes what is due of it. What the API server refuses is asked for again when the next is due."""
+    for belief in learning.due(learnt, observation):
+        try:
+            await keep(api, belief)
+        except ApiError as refused:
+            log.warning("what was learnt was not written: %s", refused, extra={"profile": belief.key.name})
+        learnt = learning.wrote(learnt, belief)
+    return learnt
 
 
 def _host_of(scene: Scene, action: LeaveService | StopReplica) -> HostPod | None:

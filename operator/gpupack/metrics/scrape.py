@@ -21,7 +21,8 @@ from typing import Self
 
 import httpx
 
-from gpupack.facts.observation import Cause, EngineSeen
+from gpupack.facts.observation import Cause, EngineSeen, Phase, ReplicaSeen
+from gpupack.facts.running import RunningEngine
 from gpupack.metrics.prometheus import parse_engine, parse_gpus
 from gpupack.metrics.windows import (
     EngineHistory,
@@ -66,6 +67,25 @@ class ExporterTarget:
 
 
 Target = EngineTarget | ExporterTarget
+
+
+def engine_targets(replicas: tuple[ReplicaSeen, ...]) -> list[EngineTarget]:
+    """Engines that listen: a starting one refuses connections, one that is draining still tells its load."""
+    return [
+        EngineTarget(replica=each.name, identity=f"{each.uid}/{each.restarts}", address=each.address)
+        for each in replicas
+        if each.address is not None and each.phase in (Phase.READY, Phase.STOPPING)
+    ]
+
+
+def observed_targets(running: tuple[RunningEngine, ...]) -> list[EngineTarget]:
+    """Engines that others started, one target however many servings observe it."""
+    found = {
+        each.key: EngineTarget(replica=each.key, identity=each.identity, address=each.address, asks_models=True)
+        for each in running
+        if each.address is not None
+    }
+    return list(found.values())
 
 
 class Scraper:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, GapSeen, Measured, Missing, Reading
+from gpupack.facts.policy import Policy
 from gpupack.metrics import series
 from gpupack.metrics.prometheus import EnginePage, GpuPage, Histogram
 from gpupack.metrics.series import Quantity
@@ -53,6 +54,16 @@ class Timing:
     stale_periods: int
     peak_delay: Seconds
     judged: Seconds | None = None
+
+    @classmethod
+    def of(cls, policy: Policy) -> Timing:
+        return cls(
+            windows=tuple(sorted(policy.rate_windows)),
+            period=policy.engine_period,
+            stale_periods=policy.stale_periods,
+            peak_delay=policy.scale_down_delay,
+            judged=policy.window,
+        )
 
     @property
     def stale(self) -> float:

@@ -20,14 +20,13 @@ from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Cause, Observation
-from gpupack.handlers import engine_targets, keep_learnt, timing_of
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
-from gpupack.kube.perform import Committed, Performed, Performer, carry_out
+from gpupack.kube.perform import Committed, Performed, Performer, carry_out, keep_learnt
 from gpupack.metrics.prometheus import EnginePage, GpuPage
-from gpupack.metrics.scrape import EngineTarget
-from gpupack.metrics.windows import EngineHistory, ExporterHistory, GpuReadings, no_gpu_readings
+from gpupack.metrics.scrape import EngineTarget, engine_targets
+from gpupack.metrics.windows import EngineHistory, ExporterHistory, GpuReadings, Timing, no_gpu_readings
 from gpupack.plan import Outcome
 from gpupack.twin.api_server import ApiServer, Refusal
 from gpupack.units import Seconds
@@ -259,7 +258,7 @@ class Process:
                 mirror.take({"type": change.kind, "object": change.item})
 
     def _observe(self, scene: Scene, wall: float) -> Observation:
-        policy, timing = scene.pool.policy, timing_of(scene.pool.policy)
+        policy, timing = scene.pool.policy, Timing.of(scene.pool.policy)
         targets = engine_targets(scene.replicas)
         engines = self._scraped.engines
         for gone in engines.keys() - set(targets):
