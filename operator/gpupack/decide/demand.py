@@ -200,15 +200,16 @@ def _surely(engines: Sequence[EngineFacts]) -> float:
 def _by_chance(engines: Sequence[EngineFacts], policy: Policy) -> float:
     """Requests a second that the shortest window will show by chance now and then, if the longest one's mean stays.
 
-    A replica that goes for a lull would come back with the next of those.
+    That mean is itself of chance. A replica that goes for a lull would come back with the next of those.
     """
     rate = variance = 0.0
     for each in engines:
         window = each.windows[len(policy.rate_windows) - 1] if len(each.windows) >= len(policy.rate_windows) else None
         if window is not None and not isinstance(window.arrivals, Missing):
             rate += window.arrivals
-            variance += max(1.0, each.dispersion) * window.arrivals / policy.rate_windows[0]
-    return rate + LIKELY * math.sqrt(variance)
+            swing = 1 / policy.rate_windows[0] + 1 / window.seconds
+            variance += max(1.0, each.dispersion) * window.arrivals * swing
+    return rate + SURELY * math.sqrt(variance)
 
 
 def _perhaps(engines: Sequence[EngineFacts], policy: Policy) -> float:
