@@ -71,10 +71,13 @@ def test_nothing_is_written_while_nothing_changes_not_even_by_a_new_process(jour
 
 
 def is_judged(journey: Journey, name: str) -> bool:
-    """Also where a step of one serving is told by a neighbour's: the pool's plan has them all."""
+    """Also where a step of one serving is told by a neighbour's: the pool's plan has them all.
+
+    An Inconclusive one still has its company, and is looked at again.
+    """
     told = journey.condition(name, "AsPredicted")[1] not in ("", "Measuring")
     experiments = journey.stage.pool()["status"]["plan"].get("experiments", ())
-    return told and all("judgement" in each for each in experiments)
+    return told and all("judgement" in each and not each["company"] for each in experiments)
 
 
 def is_looking(journey: Journey) -> bool:
