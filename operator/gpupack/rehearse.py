@@ -63,6 +63,7 @@ def rehearse_run(
                 for group, count in zip(groups, dealt, strict=True)
             ],
             sharing=_sharing(sharing),
+            apart=sharing is Sharing.MIG,
         )
     )
 
@@ -100,6 +101,7 @@ def rehearse_steady(
             deployments=[(_deployment(group), _requests(group, chance, recorded)) for group in groups],
             chance=chance,
             sharing=_sharing(sharing),
+            apart=sharing is Sharing.MIG,
             window_requests=window_requests,
         )
     )

@@ -215,3 +215,14 @@ def test_coefficients_of_another_gpu_are_believed_less() -> None:
     home, away = (predict(catalog.gpu(name), (group(version="0.5.2"),), Sharing.MPS) for name in ("H100-64GB", "L4"))
     assert home.error == group(version="0.5.2").coefficients.error
     assert away.error >= 0.15
+
+
+def test_engines_on_slices_meet_nobody() -> None:
+    kind = catalog.mig_profile(catalog.gpu("H100-80GB"), "2g.20gb").kind
+    busy = group(batch=64, replicas=1, lengths=CHAT, rate=20.0)
+    alone = predict(kind, (busy,), Sharing.EXCLUSIVE)
+    beside = predict(kind, (busy, replace(busy, request_rate=None)), Sharing.MIG)
+    assert beside.groups[0] == alone.groups[0]
+    full = predict(kind, (replace(busy, request_rate=None),), Sharing.EXCLUSIVE)
+    assert beside.dram_active == pytest.approx((alone.dram_active + full.dram_active) / 2)
+    assert beside.fits == (alone.fits and full.fits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any
 
 from gpupack.errors import Invalid
 from gpupack.facts.estimate import Source
-from gpupack.facts.gpu import GpuKind
+from gpupack.facts.gpu import GpuKind, MigProfile
 from gpupack.facts.llm import Llm
 from gpupack.units import GB, MIB, Bytes, BytesPerSecond, FlopsPerSecond, Watts
+
+_CUT, _MEDIA = "-MIG-", "+me"
+"""Between a product and the profile of its slice, as GFD writes it; the mark of a slice that has the media engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +60,26 @@ def digest() -> str:
 
 
 def gpu(name: str, field: str = "--gpu") -> GpuKind:
-    """The GPU of that name, in any case. Raises Invalid with the nearest names for any other."""
-    found = _gpu_by_key().get(name.lower())
+    """The GPU or MIG slice of that name, in any case. Raises Invalid with the nearest names for any other."""
+    found = _gpu_by_key().get(name.lower()) or _slice_by_key().get(name.lower())
     if found is None:
         raise Invalid(field, f"no GPU {name!r} in the catalog", _nearest(name, [kind.name for kind in gpus()]))
+    return found
+
+
+def mig_profiles(kind: GpuKind) -> tuple[MigProfile, ...]:
+    """What a whole GPU of that kind can be cut into, the smallest slices first; nothing where it cannot."""
+    return _slices().get(kind.name, ())
+
+
+def mig_profile(kind: GpuKind, name: str, field: str = "--mig-profile") -> MigProfile:
+    """The profile of that name, with or without media engines. Raises Invalid with the profiles that there are."""
+    known = mig_profiles(kind)
+    if not known:
+        raise Invalid(field, f"{kind.name} has no MIG slices", "give a GPU that can be cut, or another sharing")
+    found = next((each for each in known if each.name == name.removesuffix(_MEDIA)), None)
+    if found is None:
+        raise Invalid(field, f"no MIG profile {name!r} of {kind.name}", "known are " + ", ".join(e.name for e in known))
     return found
 
 
@@ -78,13 +97,14 @@ def gpu_by_product(product_name: str, memory: Bytes | None = None) -> GpuKind | 
     """The GPU that a driver, a node label or a ResourceSlice calls so; None if the catalog does not have it.
 
     Names match by whole words and the longest match wins, so `NVIDIA L40S` is no L4 and `NVIDIA H100 NVL` no H100 of
-    64 GB. Dashes are spaces and GFD's `-SHARED` is dropped, as GFD writes them. A MIG slice is not the GPU it is cut
-    from. `memory` (bytes), where known, must be within a tenth of the catalog's: `NVIDIA H100` alone does not say
+    64 GB. Dashes are spaces and GFD's `-SHARED` is dropped, as GFD writes them. What follows GFD's `-MIG-` is a slice's
+    profile. `memory` (bytes), where known, must be within a tenth of the catalog's: `NVIDIA H100` alone does not say
     which.
     """
+    whole, cut, profile = product_name.partition(_CUT)
+    if cut:
+        return _slice_of_product(whole, profile.removesuffix(_MEDIA), memory)
     words = _words(product_name)
-    if "MIG" in words:
-        return None
     fitting = [
         (len(name), kind)
         for name, kind in _products()
@@ -134,6 +154,21 @@ def llm_from_config(name: str, config: LlmConfig, field: str = "spec.model.confi
     )
 
 
+def _slice_of_product(product: str, profile: str, memory: Bytes | None) -> GpuKind | None:
+    """Two GPUs of one product name are told apart by their profiles' names, and these by the slice's memory."""
+    words = _words(product)
+    found = [
+        (len(name), each.kind)
+        for name, kind in _products()
+        if words[: len(name)] == name
+        for each in (() if kind is None else mig_profiles(kind))
+        if each.name == profile and (memory is None or _alike(memory, each.kind.memory_bytes))
+    ]
+    unlisted = max((len(name) for name, kind in _products() if kind is None and words[: len(name)] == name), default=0)
+    longest = max(found, key=lambda match: match[0], default=None)
+    return None if longest is None or longest[0] < unlisted else longest[1]
+
+
 def _alike(one: Bytes, other: Bytes) -> bool:
     return abs(one - other) * 10 <= other
 
@@ -160,6 +195,17 @@ def _gpu_table() -> dict[str, Any]:
 @cache
 def _gpus() -> dict[str, GpuKind]:
     return {row["name"]: _gpu_kind(row) for row in _gpu_table()["gpu"]}
+
+
+@cache
+def _slices() -> dict[str, tuple[MigProfile, ...]]:
+    tables = ((_gpus()[each["gpu"]], each) for each in _gpu_table()["slices"])
+    return {whole.name: tuple(_mig_profile(whole, each, row) for row in each["profiles"]) for whole, each in tables}
+
+
+@cache
+def _slice_by_key() -> dict[str, GpuKind]:
+    return {each.kind.name.lower(): each.kind for profiles in _slices().values() for each in profiles}
 
 
 @cache
@@ -201,6 +247,25 @@ def _gpu_kind(row: dict[str, Any]) -> GpuKind:
         source=Source[row["source"].upper()],
         provenance=row["provenance"],
     )
+
+
+def _mig_profile(whole: GpuKind, table: dict[str, Any], row: dict[str, Any]) -> MigProfile:
+    """DRAM bandwidth goes with the eighths of the memory system, tensor cores and power with the SMs."""
+    share = row["sm_count"] / whole.sm_count
+    kind = replace(
+        whole,
+        name=f"{whole.name}{_CUT}{row['name']}",
+        memory_bytes=Bytes(row["memory_mib"] * MIB),
+        dram_bytes_per_second=BytesPerSecond(whole.dram_bytes_per_second * row["memory_eighths"] / 8),
+        dense_flops_per_second=FlopsPerSecond(whole.dense_flops_per_second * share),
+        sm_count=row["sm_count"],
+        board_power=Watts(whole.board_power * share),
+        idle_power=None if whole.idle_power is None else Watts(whole.idle_power * share),
+        source=max(whole.source, Source[table["source"].upper()]),
+        provenance=table["provenance"],
+        mig_profile=row["name"],
+    )
+    return MigProfile(name=row["name"], kind=kind, most=row["most"])
 
 
 def _llm(row: dict[str, Any]) -> Llm:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gpupack.cli.setting import Setting
 from gpupack.cli.show import Json, gib, ms, pct, print_json, rate, rounded, table
 from gpupack.facts.policy import Policy
+from gpupack.facts.serving import Sharing
 from gpupack.perf.prediction import EngineGroup, GpuPrediction, ReplicaMemory
 
 
@@ -102,9 +103,12 @@ def why_not(asked: Setting, prediction: GpuPrediction) -> str | None:
                 f"weights, one sequence of max_model_len {longest} needs {gib(longest * each_token)}"
             )
     have, reserve = asked.gpu.memory_bytes, Policy().gpu_reserve
+    who, taken = "the engines take", prediction.memory_bytes
+    if asked.sharing is Sharing.MIG:
+        who, taken = "an engine takes", max(each.memory.total for each in prediction.groups)
     return (
-        f"the engines take {gib(prediction.memory_bytes)} and {gib(reserve)} stay free, "
-        f"{gib(prediction.memory_bytes + reserve - have)} more than the {gib(have)} of {asked.gpu.name}"
+        f"{who} {gib(taken)} and {gib(reserve)} stay free, "
+        f"{gib(taken + reserve - have)} more than the {gib(have)} of {asked.gpu.name}"
     )
 
 
@@ -230,4 +234,7 @@ def _title(asked: Setting) -> str:
     engines = " + ".join(f"{group.replicas} x {group.llm.name}" for group in asked.groups)
     load = "every engine kept full" if asked.request_rate is None else f"{asked.request_rate:g} requests/s"
     what = f"a run of {asked.requests} requests" if asked.requests is not None else "steady state"
-    return f"{engines} on one {asked.gpu.name} ({asked.sharing.value}), {load}, {what}"
+    where = f"one {asked.gpu.name} ({asked.sharing.value})"
+    if asked.sharing is Sharing.MIG:
+        where = f"slices {asked.gpu.name} of one GPU, one each"
+    return f"{engines} on {where}, {load}, {what}"

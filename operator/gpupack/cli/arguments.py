@@ -41,6 +41,7 @@ class Options:
     max_num_seqs: int | None
     replicas: int | None
     sharing: str | None
+    mig_profile: str | None
     gpu_memory_utilization: float | None
     kv_cache_memory_bytes: Bytes | None
     max_model_len: int | None
@@ -99,9 +100,10 @@ def add_common(parser: argparse.ArgumentParser, *, needs_model: bool = True) -> 
     shape.add_argument("--replicas", type=count, metavar="R", help="engines on the GPU; default 1")
     shape.add_argument(
         "--sharing",
-        choices=("exclusive", "mps", "timeslicing"),
-        help="default: exclusive for one engine, mps for several",
+        choices=("exclusive", "mps", "mig", "timeslicing"),
+        help="default: exclusive for one engine, mps for several; mig: each engine on a slice of its own",
     )
+    shape.add_argument("--mig-profile", metavar="P", help="the slices of --sharing mig, for instance 1g.10gb")
     memory = shape.add_mutually_exclusive_group()
     memory.add_argument(
         "--gpu-memory-utilization", type=share, metavar="U", help="of each engine; default 0.9 over their number"
@@ -141,6 +143,7 @@ def options(args: argparse.Namespace, rebuilt: tuple[RecordedRequest, ...] = ())
         max_num_seqs=args.max_num_seqs,
         replicas=args.replicas,
         sharing=args.sharing,
+        mig_profile=args.mig_profile,
         gpu_memory_utilization=args.gpu_memory_utilization,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         max_model_len=args.max_model_len,

@@ -22,14 +22,19 @@ from gpupack.perf import calibration, memory
 from gpupack.perf.prediction import Coefficients, EngineGroup
 from gpupack.units import Bytes, PerSecond, Ratio
 
-SHARINGS = {"exclusive": Sharing.EXCLUSIVE, "mps": Sharing.MPS, "timeslicing": Sharing.TIME_SLICING}
+SHARINGS = {
+    "exclusive": Sharing.EXCLUSIVE, "mps": Sharing.MPS, "mig": Sharing.MIG, "timeslicing": Sharing.TIME_SLICING,
+}  # fmt: skip
 ASSUMED_LENGTHS = Lengths(input_mean=512.0, output_mean=256.0, assumed=True)
 _WHOLE = Ratio(0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What every question is about: a model with its traffic on a kind of GPU. `recorded` is the lengths file."""
+    """What every question is about: a model with its traffic on a kind of GPU. `recorded` is the lengths file.
+
+    `slices`: of a GPU that is cut, how many slices of this kind there are; None for a whole GPU.
+    """
 
     llm: Llm
     dtype: Dtype
@@ -38,12 +43,14 @@ class Subject:
     max_model_len: int
     coefficients: Coefficients
     recorded: tuple[RecordedRequest, ...]
+    slices: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """Engines on one GPU; the first group is the model that was asked about, the others are its neighbours.
 
+    Under MIG each engine is alone on a slice, and `gpu` is the kind of these slices.
     `request_rate` is of the whole GPU, None keeps every engine full. `requests` None: the steady state.
     """
 
@@ -57,7 +64,7 @@ class Setting:
 
 
 def subject(given: Options) -> Subject:
-    gpu = catalog.gpu(given.gpu)
+    gpu, slices = _device(given)
     llm = catalog.llm(given.model)
     recorded = given.rebuilt if given.lengths is None else _recorded(given)
     lengths = lengths_of(recorded) if recorded else _declared(given)
@@ -86,7 +93,24 @@ def subject(given: Options) -> Subject:
         max_model_len=_max_model_len(given, llm, lengths),
         coefficients=coefficients,
         recorded=recorded,
+        slices=slices,
     )
+
+
+def _device(given: Options) -> tuple[GpuKind, int | None]:
+    """The whole GPU, or the slices that it is cut into and how many of them there are."""
+    gpu = catalog.gpu(given.gpu)
+    if gpu.is_slice:
+        raise Invalid("--gpu", f"{gpu.name} is a slice of a GPU", "name the GPU, with --sharing mig and --mig-profile")
+    if given.mig_profile is None and given.sharing != "mig":
+        return gpu, None
+    if given.sharing not in (None, "mig"):
+        raise Invalid("--mig-profile", f"slices are of --sharing mig, not of {given.sharing}", "give one of the two")
+    if given.mig_profile is None:
+        known = ", ".join(each.name for each in catalog.mig_profiles(gpu))
+        raise Invalid("--mig-profile", "is missing", f"give one of {known}" if known else f"{gpu.name} has none")
+    profile = catalog.mig_profile(gpu, given.mig_profile)
+    return profile.kind, profile.most
 
 
 def setting(given: Options) -> Setting:
@@ -94,7 +118,17 @@ def setting(given: Options) -> Setting:
     about = subject(given)
     replicas = given.replicas or 1
     engines = replicas + len(given.neighbours)
-    sharing = SHARINGS[given.sharing] if given.sharing else Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS
+    sharing = Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS
+    if about.slices is not None:
+        sharing = Sharing.MIG
+    elif given.sharing is not None:
+        sharing = SHARINGS[given.sharing]
+    if about.slices is not None and engines > about.slices:
+        raise Invalid(
+            "--replicas",
+            f"one GPU has at most {about.slices} slices {about.gpu.mig_profile}, {engines} engines want one each",
+            "give fewer, or a smaller --mig-profile",
+        )
     if sharing is Sharing.EXCLUSIVE and engines > 1:
         raise Invalid("--sharing", f"{engines} engines cannot have one GPU exclusively", "give mps or timeslicing")
     rate = _request_rate(given, about.recorded)
@@ -106,7 +140,7 @@ def setting(given: Options) -> Setting:
     group = EngineGroup(
         llm=about.llm,
         dtype=about.dtype,
-        shape=_shape(about, given, replicas, taken),
+        shape=_shape(about, given, 1, 0) if sharing is Sharing.MIG else _shape(about, given, replicas, taken),
         lengths=about.lengths,
         replicas=replicas,
         request_rate=None if each is None else PerSecond(each * replicas),

@@ -15,7 +15,8 @@ class GpuKind:
 
     `memory_bytes` is what CUDA reports as total, a little below the product's name. `dram_bytes_per_second` is the
     theoretical peak, the scale of DCGM's DRAM_ACTIVE. `dense_flops_per_second` is dense fp16 without sparsity.
-    `product_names` are the prefixes that drivers and ResourceSlices print.
+    `product_names` are the prefixes that drivers and ResourceSlices print. `mig_profile` is empty for a whole GPU; a
+    MIG slice is a kind of its own, with the slice's figures.
     """
 
     name: str
@@ -31,10 +32,24 @@ class GpuKind:
     product_names: tuple[str, ...]
     source: Source
     provenance: str
+    mig_profile: str = ""
+
+    @property
+    def is_slice(self) -> bool:
+        return bool(self.mig_profile)
 
     def computes_in(self, dtype: Dtype) -> bool:
         """Whether vLLM starts with this type here: bfloat16 needs compute capability 8.0."""
         return self.bfloat16 or dtype is not Dtype.BFLOAT16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigProfile:
+    """One row of a GPU's slice table: the slice as a kind of GPU, and how many of it one GPU holds at most."""
+
+    name: str
+    kind: GpuKind
+    most: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,14 @@ class Statistic(StrEnum):
 
 
 class Sharing(StrEnum):
-    """How engines share one GPU. TIME_SLICING is predicted and simulated, never chosen for a cluster."""
+    """How engines share one GPU. TIME_SLICING is predicted and simulated, never chosen for a cluster.
+
+    MIG: each has a slice of it for itself. The GPU is then the slice's kind.
+    """
 
     EXCLUSIVE = "Exclusive"
     MPS = "MPS"
+    MIG = "MIG"
     TIME_SLICING = "TimeSlicing"
 
 

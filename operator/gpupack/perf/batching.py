@@ -70,7 +70,7 @@ def predict_run(
                 kv_peak=run.kv_peak,
             )
         )
-    return steady_state.whole_gpu(gpu, groups, full, tuple(answers), reserve)
+    return steady_state.whole_gpu(gpu, groups, full, tuple(answers), sharing, reserve)
 
 
 def _begun_together(each: Engines, requests: float) -> Engines:

@@ -2,8 +2,9 @@
 
 R engines are a closed queueing network: each thinks on its host for Z and then needs the GPU for D, which it shares
 with whoever is there (processor sharing). MPS and time-slicing stretch D by an interference that was fitted to the
-published replication runs. Requests hold one of B slots for as many cycles as they have output tokens. Whole runs with
-a ramp and a tail, as papers publish them, are `batching`'s; never compare the two.
+published replication runs; MIG slices have SMs, L2 and DRAM of their own, so an engine on one meets nobody. Requests
+hold one of B slots for as many cycles as they have output tokens. Whole runs with a ramp and a tail, as papers publish
+them, are `batching`'s; never compare the two.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ def predict(
 ) -> GpuPrediction:
     """What the groups do together on one GPU in the steady state.
 
+    Under MIG `gpu` is the kind of the slices, each with one engine; shares of DRAM and time are means over the slices.
     A group with `request_rate` None is kept full. What does not fit in memory is predicted all the same, with `fits`
     false. Raises Invalid where several engines are to have one GPU exclusively.
     """
     engines = steady(gpu, groups, sharing)
     answers = tuple(_group(gpu, group, each) for group, each in zip(groups, engines, strict=True))
-    return whole_gpu(gpu, groups, engines, answers, reserve)
+    return whole_gpu(gpu, groups, engines, answers, sharing, reserve)
 
 
 def steady(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> tuple[Engines, ...]:
@@ -158,6 +160,8 @@ def with_contention(
     An engine that is active a share p of its time is, to its siblings, one that thinks longer: the pauses are dealt to
     its steps.
     """
+    if sharing is Sharing.MIG:
+        return engines
     present = sum(each.replicas * each.active for each in engines)
     customers = []
     interferences = []
@@ -273,9 +277,11 @@ def whole_gpu(
     groups: tuple[EngineGroup, ...],
     engines: tuple[Engines, ...],
     answers: tuple[GroupPrediction, ...],
+    sharing: Sharing,
     reserve: Bytes,
 ) -> GpuPrediction:
     """The groups' answers put together: DRAM and GPU time, memory, and how far the answer may be off."""
+    parts = sum(group.replicas for group in groups) if sharing is Sharing.MIG else 1
     moved = held = 0.0
     for each in engines:
         cycle = each.cycle
@@ -283,8 +289,9 @@ def whole_gpu(
         moved += cycles * cycle.whole.bytes
         held += cycles * cycle.whole.gpu * each.interference
     reachable = moved / (gpu.dram_bytes_per_second * held)
-    saturation = min(1.0, held)
+    saturation = min(1.0, held / parts)
     memory = Bytes(sum(group.replicas * each.memory.total for group, each in zip(groups, answers, strict=True)))
+    together = max(each.memory.total for each in answers) if sharing is Sharing.MIG else memory
     holds_one = all(
         each.batch.kv_tokens >= group.shape.max_model_len for group, each in zip(groups, engines, strict=True)
     )
@@ -297,23 +304,29 @@ def whole_gpu(
         saturation=Ratio(saturation),
         gpu_held=Ratio(saturation),
         memory_bytes=memory,
-        fits=holds_one and memory + reserve <= gpu.memory_bytes,
-        error=_error(gpu, groups, answers, engines),
+        fits=holds_one and together + reserve <= gpu.memory_bytes,
+        error=_error(gpu, groups, answers, engines, sharing),
         source=Source(max(max(group.coefficients.source, group.llm.source, gpu.source) for group in groups)),
     )
 
 
 def _error(
-    gpu: GpuKind, groups: tuple[EngineGroup, ...], answers: tuple[GroupPrediction, ...], engines: tuple[Engines, ...]
+    gpu: GpuKind,
+    groups: tuple[EngineGroup, ...],
+    answers: tuple[GroupPrediction, ...],
+    engines: tuple[Engines, ...],
+    sharing: Sharing,
 ) -> Ratio:
     error = max(float(group.coefficients.error) for group in groups)
     if any(group.coefficients.calibrated_on != gpu.name for group in groups):
         error = max(error, _OTHER_GPU_ERROR)
-    if sum(group.replicas for group in groups) > 1:
+    shared = sharing is not Sharing.MIG and sum(group.replicas for group in groups) > 1
+    if shared:
         error += _SHARED_ERROR
     if any(each.kv_starved for each in answers):
         error += _STARVED_ERROR
-    if not is_exact(tuple(Customer(each.cycle.whole.host, each.cycle.whole.gpu, each.replicas) for each in engines)):
+    customers = tuple(Customer(each.cycle.whole.host, each.cycle.whole.gpu, each.replicas) for each in engines)
+    if shared and not is_exact(customers):
         error += _APPROXIMATE_ERROR
     return Ratio(error)
 

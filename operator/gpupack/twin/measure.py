@@ -16,12 +16,13 @@ from gpupack.twin.arrivals import Chance, ClosedLoop, Listed, PoissonArrivals, R
 from gpupack.twin.engine import EngineConfig
 from gpupack.twin.engine import Sequence as Served
 from gpupack.twin.memory_system import DEFAULT_SHARING, EngineCosts, GpuSpec, ModelDims, Sharing
-from gpupack.twin.world import Reading, Tenant, World, activity
+from gpupack.twin.world import Reading, Tenant, VirtualGpu, World, activity
 
 _BINS_PER_E = 200  # gaps are counted in bins half a per cent wide
 _STRIDE = 1.0  # simulated seconds between two looks at whether a run or a window is over
 _LONGEST_WARM_UP = 120.0
 _LONGEST_RUN = 1e7
+_SHARED_GPU = "gpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +133,20 @@ def simulate_runs(
     gpu: GpuSpec,
     deployments: Sequence[tuple[Deployment, Sequence[tuple[float, Request]]]],
     sharing: Sharing = DEFAULT_SHARING,
+    apart: bool = False,
 ) -> list[Measures]:
     """One whole run of deployments that share a GPU, each with its requests, dealt to its replicas in turn; results in
     their order. The clock stops at the last token of all.
 
+    `apart`: every engine has a GPU of that kind for itself, as slices of one GPU are; shares are then means over them.
     Requests that come together at the start cost each engine `ingest_per_request` each, as tokenising them does.
     """
     if not all(arrivals for _, arrivals in deployments):
         raise Invalid("--requests", "there is no request to serve", "give at least 1 for each model")
     world = World()
-    device = world.add_gpu("gpu", gpu, sharing)
+    devices = _devices(world, gpu, sharing, [each for each, _ in deployments], apart)
     begin_at = min(at for _, arrivals in deployments for at, _ in arrivals)
-    before = device.reading()
+    before = _together(devices)
     groups: list[tuple[list[Tenant], list[_Recorder]]] = []
     for number, (deployment, arrivals) in enumerate(deployments):
         ordered = sorted(arrivals, key=lambda arrival: arrival[0])
@@ -153,7 +156,9 @@ def simulate_runs(
             burst = sum(1 for at, _ in mine if at == begin_at)
             ingest = burst * deployment.costs.ingest_per_request if burst > 1 else 0.0
             stalls = deployment.costs.ingest_stalls
-            tenant, recorder = _start(world, f"{number}-{i}", deployment, Listed(mine), 0.0 if stalls else ingest)
+            tenant, recorder = _start(
+                world, f"{number}-{i}", deployment, Listed(mine), 0.0 if stalls else ingest, apart=apart
+            )
             tenant.stall_host(ingest if stalls else 0.0)
             tenants.append(tenant)
             recorders.append(recorder)
@@ -167,8 +172,8 @@ def simulate_runs(
             raise Invalid("--requests", "the run does not end", "give fewer or shorter requests")
     ended_at = max(recorder.last_finish for recorder in everyone)
     seconds = ended_at - begin_at
-    after = device.reading()
-    idle_watts = gpu.idle_watts * (after.at - ended_at)
+    after = _together(devices)
+    idle_watts = len(devices) * gpu.idle_watts * (after.at - ended_at)
     closed = Reading(
         at=before.at + seconds,
         dram_seconds=after.dram_seconds,
@@ -190,16 +195,17 @@ def simulate_steady(
     deployments: Sequence[tuple[Deployment, Iterator[Request]]],
     chance: Chance,
     sharing: Sharing = DEFAULT_SHARING,
+    apart: bool = False,
     warm_up_seconds: float | None = None,
     window_requests: int = 2000,
 ) -> list[Measures]:
     """A steady window of deployments that share a GPU, each with the requests it is offered; results in their order.
 
     Warm-up lasts until every deployment has finished three full batches, two minutes at most, unless given. The window
-    lasts until `window_requests` of the first deployment are finished.
+    lasts until `window_requests` of the first deployment are finished. `apart` as for a run.
     """
     world = World()
-    device = world.add_gpu("gpu", gpu, sharing)
+    devices = _devices(world, gpu, sharing, [each for each, _ in deployments], apart)
     groups: list[tuple[Deployment, list[Tenant], list[_Recorder]]] = []
     for number, (deployment, requests) in enumerate(deployments):
         tenants, recorders = [], []
@@ -210,14 +216,14 @@ def simulate_steady(
             else:
                 each = deployment.requests_per_second / deployment.replicas
                 source = PoissonArrivals(rates=[(0.0, each)], requests=requests, chance=chance)
-            tenant, recorder = _start(world, f"{number}-{i}", deployment, source)
+            tenant, recorder = _start(world, f"{number}-{i}", deployment, source, apart=apart)
             tenants.append(tenant)
             recorders.append(recorder)
         groups.append((deployment, tenants, recorders))
     limit = _LONGEST_WARM_UP if warm_up_seconds is None else warm_up_seconds
     while world.now < limit and (warm_up_seconds is not None or not all(_warm(group) for group in groups)):
         world.advance(min(limit, world.now + _STRIDE))
-    before = device.reading()
+    before = _together(devices)
     begins = []
     for _, tenants, recorders in groups:
         begins.append([_begin(tenant) for tenant in tenants])
@@ -228,20 +234,48 @@ def simulate_steady(
     stride = _STRIDE if rate is None else max(_STRIDE, 0.01 * window_requests / rate)
     while sum(len(recorder.whole) for recorder in first) < window_requests:
         world.advance(world.now + stride)
-    after = device.reading()
+    after = _together(devices)
     return [
         _measures(tenants, recorders, begin, before, after, waits=deployment.requests_per_second is not None)
         for (deployment, tenants, recorders), begin in zip(groups, begins, strict=True)
     ]
 
 
+def _devices(
+    world: World, gpu: GpuSpec, sharing: Sharing, deployments: Sequence[Deployment], apart: bool
+) -> list[VirtualGpu]:
+    """The GPU that all engines are on; `apart`: one for each, called as its engine is."""
+    names = [f"{number}-{i}" for number, each in enumerate(deployments) for i in range(each.replicas)]
+    return [world.add_gpu(name, gpu, sharing) for name in (names if apart else [_SHARED_GPU])]
+
+
+def _together(devices: Sequence[VirtualGpu]) -> Reading:
+    """Means of what is a share of time, sums of energy and memory."""
+    read = [each.reading() for each in devices]
+    return Reading(
+        at=read[0].at,
+        dram_seconds=sum(each.dram_seconds for each in read) / len(read),
+        sm_seconds=sum(each.sm_seconds for each in read) / len(read),
+        held_seconds=sum(each.held_seconds for each in read) / len(read),
+        kernel_seconds=sum(each.kernel_seconds for each in read) / len(read),
+        energy_joules=sum(each.energy_joules for each in read),
+        fb_used_bytes=sum(each.fb_used_bytes for each in read),
+    )
+
+
 def _start(
-    world: World, name: str, deployment: Deployment, source: Source, start_seconds: float = 0.0
+    world: World,
+    name: str,
+    deployment: Deployment,
+    source: Source,
+    start_seconds: float = 0.0,
+    *,
+    apart: bool = False,
 ) -> tuple[Tenant, _Recorder]:
     recorder = _Recorder()
     tenant = world.start_engine(
         name,
-        gpu="gpu",
+        gpu=name if apart else _SHARED_GPU,
         config=deployment.config,
         model=deployment.model,
         costs=deployment.costs,
