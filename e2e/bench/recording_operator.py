@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpupack import handlers
 from gpupack.decide.reconcile import reconcile
+from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Observation
 from gpupack.plan import Outcome
 
@@ -27,8 +28,8 @@ def main() -> None:
     handlers.configure_logging(asked.log_format, asked.log_level)
     with Path(file).open("ab", buffering=0) as trace:
 
-        def recorded(observation: Observation) -> Outcome:
-            outcome = reconcile(observation)
+        def recorded(observation: Observation, facts: Facts) -> Outcome:
+            outcome = reconcile(observation, facts)
             trace.write(pickle.dumps(observation))
             return outcome
 

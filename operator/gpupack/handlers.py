@@ -32,6 +32,7 @@ from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind
+from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation
 from gpupack.facts.policy import Policy
@@ -61,7 +62,7 @@ IMAGE_VARIABLE = "GPUPACK_IMAGE"
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
 
-Reconcile = Callable[[Observation], Outcome]
+Reconcile = Callable[[Observation, Facts], Outcome]
 Record = Callable[[Observation, Outcome], None]
 """Takes a tick for the trace; returns at once and never fails."""
 
@@ -216,8 +217,9 @@ class PoolTask:
         return self._rhythm.rest(began, policy.tick, outcome.wake_in)
 
     def _decide(self, observation: Observation) -> Outcome:
-        self._learning = learning.learn(observation, self._learning)
-        return self._reconcile(observation)
+        facts = interpret(observation)
+        self._learning = learning.learn(facts, self._learning)
+        return self._reconcile(observation, facts)
 
     async def _read_back(self, seen: str) -> None:
         """Waits until the mirror shows the pool as it was written."""

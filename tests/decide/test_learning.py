@@ -15,6 +15,7 @@ from gpupack.decide.reconcile import reconcile
 from gpupack.demo.hidden import CHAT, LENGTHS_CHANGE_AT, RATES, SHORT, UUID, Hidden, Scene, held, play, table, verdict
 from gpupack.facts.belief import Belief
 from gpupack.facts.experiment import Experiment, Judgement
+from gpupack.facts.interpretation import interpret
 from gpupack.facts.observation import Cause, EngineWindow, Holder, Measured, Missing, Observation, Reading
 from gpupack.kube.profile_resource import belief_of, belief_to_dict, learned_profile
 from gpupack.twin.memory_system import VLLM_V1, EngineCosts
@@ -56,7 +57,7 @@ class Watch:
         self.look(self.seen)
 
     def look(self, observation: Observation) -> None:
-        self.learning = learn(observation, self.learning)
+        self.learning = learn(interpret(observation), self.learning)
         for belief in due(self.learning, observation):
             self.writes.append(belief)
             self.learning = wrote(self.learning, belief)
@@ -144,7 +145,7 @@ def _taught(watch: Watch, seen: Observation) -> bool:
             uuid: replace(each, looked_at=Seconds(seen.at - 60.0)) for uuid, each in watch.learning.watched.items()
         },
     )
-    return learn(seen, before).minds != before.minds
+    return learn(interpret(seen), before).minds != before.minds
 
 
 WATCHED = Watch(3, keeps=False)
@@ -188,7 +189,7 @@ def test_engines_on_trial_beside_others_teach_nothing() -> None:
         seen = scene.observe()
         assert seen.plan is not None
         seen = replace(seen, plan=replace(seen.plan, experiments=(_experiment(judgement, seen.at),)))
-        learning = learn(seen, learning)
+        learning = learn(interpret(seen), learning)
         (mind,) = learning.minds.values()
         assert (mind.belief.load > 0) == (judgement is not None)
 
@@ -208,7 +209,7 @@ def test_another_process_goes_on_from_what_is_written_and_decides_alike() -> Non
     watch = Watch(7)
     seen = watch.scene.observe()
     (kept,) = seen.servings[0].learned
-    (mind,) = learn(seen, Learning()).minds.values()
+    (mind,) = learn(interpret(seen), Learning()).minds.values()
     assert mind.belief == kept
     assert mind.belief.load >= 300.0
     assert reconcile(seen) == reconcile(replace(seen, watched_since=None))

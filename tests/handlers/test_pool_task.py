@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.configuration import Configuration
 
+from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Observation
 from gpupack.facts.placement import Plan, Record, Withdrawn
 from gpupack.handlers import Operator, PoolTask, Rhythm
@@ -50,7 +51,7 @@ class Script:
         self.lines = list(lines)
         self.seen: list[Observation] = []
 
-    def __call__(self, observation: Observation) -> Outcome:
+    def __call__(self, observation: Observation, _: Facts) -> Outcome:
         self.seen.append(observation)
         line = self.lines[0] if len(self.lines) == 1 else self.lines.pop(0)
         return line(observation)

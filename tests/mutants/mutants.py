@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
@@ -18,9 +18,8 @@ from types import ModuleType
 from typing import Any
 
 import gpupack
-from gpupack.facts.observation import Observation
-from gpupack.plan import Outcome
 from gpupack.soak.history import POOL, Event, History, Wish, World
+from gpupack.soak.process import Reconcile
 
 ROOT = Path(gpupack.__file__).parent
 PACKAGE = "gpupack.decide"
@@ -226,13 +225,13 @@ class _Finder(MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file, loader=loader, submodule_search_locations=places)
 
 
-def mutated(mutant: Mutant) -> AbstractContextManager[Callable[[Observation], Outcome]]:
+def mutated(mutant: Mutant) -> AbstractContextManager[Reconcile]:
     """The mutant's own `reconcile`. Raises AnchorGone."""
     return importing(rewritten(mutant))
 
 
 @contextmanager
-def importing(sources: dict[str, str]) -> Iterator[Callable[[Observation], Outcome]]:
+def importing(sources: dict[str, str]) -> Iterator[Reconcile]:
     """`reconcile` of a decision of its own, some of whose modules have these sources."""
     finder = _Finder(sources)
     real = {name: module for name, module in sys.modules.items() if name.split(".")[:2] == PACKAGE.split(".")}

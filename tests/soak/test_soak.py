@@ -9,6 +9,7 @@ import pytest
 
 from gpupack.decide.reconcile import reconcile
 from gpupack.errors import Invalid
+from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Observation
 from gpupack.plan import Outcome
 from gpupack.soak.history import Event, draw, from_lines, is_history, to_lines
@@ -56,10 +57,10 @@ def test_what_is_no_history_is_refused_with_its_name() -> None:
 
 
 def test_an_exception_in_the_decision_is_a_violation() -> None:
-    def broken(observation: Observation) -> Outcome:
+    def broken(observation: Observation, facts: Facts) -> Outcome:
         if observation.replicas:
             raise ZeroDivisionError("somewhere")
-        return reconcile(observation)
+        return reconcile(observation, facts)
 
     violation = play(draw(1), reconcile=broken).violation
     assert violation is not None
@@ -67,9 +68,9 @@ def test_an_exception_in_the_decision_is_a_violation() -> None:
 
 
 def test_a_failing_history_is_made_short_and_fails_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def forgets(observation: Observation) -> Outcome:
+    def forgets(observation: Observation, facts: Facts) -> Outcome:
         """Forgets everything at a wiped status, and stops what runs."""
-        outcome = reconcile(observation)
+        outcome = reconcile(observation, facts)
         if observation.plan is not None or not observation.replicas:
             return outcome
         plan = outcome.pool_status.plan

@@ -14,6 +14,7 @@ import pytest
 
 from gpupack import catalog
 from gpupack.decide.reconcile import reconcile
+from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Observation
 from gpupack.plan import Outcome, Tell
 from gpupack.replay import Weight, replay
@@ -34,8 +35,8 @@ def recorded(seed: int) -> list[Decided]:
     """Every look of the operator in a history of the simulated cluster."""
     looks: list[Decided] = []
 
-    def record(observation: Observation) -> Outcome:
-        outcome = reconcile(observation)
+    def record(observation: Observation, facts: Facts) -> Outcome:
+        outcome = reconcile(observation, facts)
         looks.append((observation, outcome))
         return outcome
 

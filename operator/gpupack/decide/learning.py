@@ -22,7 +22,7 @@ from gpupack.decide.experiment import CLOSED
 from gpupack.decide.prospect import Prospects, belief_key, prior_of
 from gpupack.facts.belief import Belief, BeliefKey
 from gpupack.facts.gpu import GpuKind
-from gpupack.facts.interpretation import Facts, interpret, is_leaving
+from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Missing, Observation, Phase
 from gpupack.facts.serving import Sharing
 from gpupack.perf import learning, sharing
@@ -91,9 +91,8 @@ class _Subject:
     group: EngineGroup
 
 
-def learn(observation: Observation, before: Learning) -> Learning:
+def learn(facts: Facts, before: Learning) -> Learning:
     """What is thought after this look at the pool; equal in, equal out."""
-    facts = interpret(observation)
     if facts.stale or facts.pool_problem is not None or facts.plan is None:
         return before
     minds = _remembered(facts, before.minds)

@@ -35,8 +35,10 @@ from gpupack.plan import Outcome, Reason, Step, Unit, Verdict
 from gpupack.units import Seconds
 
 
-def reconcile(observation: Observation) -> Outcome:
-    facts = interpret(observation)
+def reconcile(observation: Observation, facts: Facts | None = None) -> Outcome:
+    """`facts` are those of the observation, from a caller who has interpreted it already."""
+    if facts is None:
+        facts = interpret(observation)
     if facts.stale or facts.pool_problem is not None:
         return _held(facts)
     prospects = Prospects(facts)

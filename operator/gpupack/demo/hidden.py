@@ -20,6 +20,7 @@ from gpupack.decide.learning import Learning, due, learn, wrote
 from gpupack.facts.belief import Belief
 from gpupack.facts.engine_args import ITL_BUCKETS_SECONDS
 from gpupack.facts.gpu import Gpu
+from gpupack.facts.interpretation import interpret
 from gpupack.facts.llm import Dtype
 from gpupack.facts.observation import (
     Cause,
@@ -133,7 +134,7 @@ def play(seed: int, *, minutes: int = MINUTES, engines: int = ENGINES, costs: En
     for number in range(minutes):
         scene.serve(60.0, RATES[number // 2 % len(RATES)], SHORT if number < LENGTHS_CHANGE_AT else LONG)
         observation = scene.observe()
-        after = learn(observation, before)
+        after = learn(interpret(observation), before)
         mind = next(iter(before.minds.values()), None)
         if mind is not None:
             found.append(scene.judged(number, observation, mind.belief))
@@ -169,10 +170,7 @@ class Scene:
         self._dram = 0.0
         self._placements = tuple(_placement(slot, shares=engines > 1) for slot in range(engines))
         self._histories = {each.name: EngineHistory() for each in self._placements}
-        self._timing = Timing(
-            windows=POLICY.rate_windows, period=POLICY.engine_period, stale_periods=POLICY.stale_periods,
-            peak_delay=POLICY.scale_down_delay, judged=POLICY.window,
-        )  # fmt: skip
+        self._timing = Timing.of(POLICY)
         llm = self.serving.llm
         for each in self._placements:
             config = EngineConfig(

@@ -18,6 +18,7 @@ from gpupack import catalog
 from gpupack.decide.learning import Learning, learn
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import Gpu
+from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Cause, Observation
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
@@ -35,7 +36,7 @@ POOL = "default"
 LOOKS = 3
 """So often a tick looks again after it wrote a plan, as the operator does when it reads its own write back."""
 
-Reconcile = Callable[[Observation], Outcome]
+Reconcile = Callable[[Observation, Facts], Outcome]
 
 
 class Killed(BaseException):
@@ -212,9 +213,10 @@ class Process:
 
     def _look(self, loop: asyncio.AbstractEventLoop, scene: Scene, wall: float) -> tuple[Look, bool]:
         observation = self._observe(scene, wall)
+        facts = interpret(observation)
         if self._learning is not None:
-            self._learning = learn(observation, self._learning)
-        outcome = self._reconcile(observation)
+            self._learning = learn(facts, self._learning)
+        outcome = self._reconcile(observation, facts)
         try:
             committed, done = loop.run_until_complete(self._write(scene, outcome, observation))
         except Unavailable as problem:  # a Conflict is one
