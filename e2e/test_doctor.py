@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from .journey import Journey
+from gpupack.demo.stage import condition
+
+from .journey import POOLS, Journey
 
 
 def doctor(journey: Journey) -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -24,6 +27,10 @@ def doctor(journey: Journey) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     return done.returncode, found
 
 
+def chosen(journey: Journey) -> Mapping[str, Any]:
+    return condition(journey.stage.get(f"{POOLS}/default"), "BackendChosen")
+
+
 def test_a_doctor_finds_gpus_and_metrics_and_says_what_it_cannot_know(journey: Journey) -> None:
     code, found = doctor(journey)
     assert code == 0
@@ -31,8 +38,15 @@ def test_a_doctor_finds_gpus_and_metrics_and_says_what_it_cannot_know(journey: J
     gpus = len(journey.stage.state()["gpus"])
     assert by_driver == f"{gpus - 2} x H100-80GB can be packed."
     assert by_plugin.startswith("2 x H100-80GB can be packed: a device plugin offers them")
+    [sharing] = found["Sharing"]
+    assert f"DRA is taken for {gpus - 2} GPUs" in sharing["sentence"]
+    assert "InPod is taken for 2 GPUs" in sharing["sentence"]
+    assert "The device plugin's own shares are not taken" in sharing["remedy"]
+    journey.until("the pool, which has one node, says of it the same", lambda: chosen(journey).get("reason") == "DRA")
+    assert "InPod is not taken" in chosen(journey)["message"]
     assert found["DRA driver"][0]["grade"] == "good"
     assert {each["grade"] for each in found["Metrics"]} == {"good"}
+    assert {each["grade"] for each in found["Counters"]} == {"good"}
     assert found["MPS"][0]["grade"] == "unknown", "the virtual node has no pods of a driver"
     assert found["gpupack"][0]["sentence"] == "Its custom resources are installed."
 

@@ -5,10 +5,13 @@ The supervisor in that pod is the real program; what it starts as vLLM stands fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from gpupack.demo.stage import condition
+
 from .history import is_ready
-from .journey import PLUGIN_NODE, PODS, Journey, manual
+from .journey import PLUGIN_NODE, PODS, POOLS, Journey, manual
 
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 HOSTS = "gpupack.dev/household"
@@ -32,10 +35,19 @@ def addresses(journey: Journey, name: str) -> list[tuple[str, int]]:
     )
 
 
+def backend(journey: Journey) -> Mapping[str, Any]:
+    """Which way of sharing the pool takes, and why no other."""
+    return condition(journey.stage.get(f"{POOLS}/default"), "BackendChosen")
+
+
 def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journey: Journey) -> None:
     """Two servings, one pod: their images and pod templates are the same."""
     aborted = journey.aborted()
     journey.edit_pool(nodeSelector={"kubernetes.io/hostname": PLUGIN_NODE}, maxGpus=1)
+    journey.until("the pool says so", lambda: backend(journey).get("reason") == "InPod")
+    assert backend(journey)["status"] == "True"
+    assert "InPod is taken for 2 GPUs" in backend(journey)["message"]
+    assert "DRA is not taken: no NVIDIA DRA driver publishes GPUs" in backend(journey)["message"]
     journey.apply(manual("chat", 2, batching=SMALL))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
     journey.apply(manual("notes", 1, batching=SMALL))

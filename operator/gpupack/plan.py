@@ -91,6 +91,7 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     AS_PREDICTED = "AsPredicted"
     GPUS_KNOWN = "GpusKnown"
+    BACKEND_CHOSEN = "BackendChosen"
 
 
 class Truth(StrEnum):

@@ -36,7 +36,7 @@ def slice_on(name: str, product: str = H100) -> SliceSeen:
 
 def pod(name: str, node: str, *, namespace: str = "gpu-operator", image: str = "", **about: object) -> PodLook:
     plain = PodLook(
-        namespace=namespace, name=name, node=node, labels={}, images=(image,), words=(), environ={}, extended=(),
+        namespace=namespace, name=name, node=node, labels={}, images=(image,), mps_gate=None, extended=(),
         ours=False, ready=True, address="10.0.0.1",
     )  # fmt: skip
     return replace(plain, **about)  # type: ignore[arg-type]
@@ -51,9 +51,10 @@ READY = ClusterSeen(
     slices=(slice_on("a"),),
     drivers={"a": "580.95.5"},
     device_classes=("gpu.nvidia.com",),
+    runtime_class=None,
     claims=(),
     pods=(
-        pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", environ={"FEATURE_GATES": "MPSSupport=true"}),
+        pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", mps_gate=True),
         pod("exporter-x", "a", labels=EXPORTER),
     ),
     pages={"gpu-operator/exporter-x": PAGE},
@@ -71,7 +72,7 @@ SHORT_OF_THINGS = replace(
     slices=(slice_on("a"), slice_on("b"), slice_on("c", UNHEARD_OF)),
     drivers={"a": "550.54.15", "b": "580.95.5", "c": "580.95.5"},
     claims=(ForeignClaim(namespace="research", name="notebook", devices=(("b", "gpu-0"),)),),
-    pods=(pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a"), pod("exporter-x", "a", labels=EXPORTER)),
+    pods=(pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", mps_gate=False), pod("exporter-x", "a", labels=EXPORTER)),
     pages={"gpu-operator/exporter-x": (replace(PAGE[0], dram_active=None),)},
     may_install={**READY.may_install, "create clusterroles": False},
 )

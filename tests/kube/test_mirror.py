@@ -294,3 +294,14 @@ async def test_a_page_that_is_no_list_is_asked_for_again(server: TinyApi, api: A
     async with running(held.run()):
         await held.synced.wait()
         assert held.all() == (("a", 0),)
+
+
+async def test_a_kind_that_the_api_server_does_not_know_is_empty_where_that_may_be(server: TinyApi, api: Api) -> None:
+    server.answer_read = lambda _: web.json_response({"reason": "NotFound", "message": "no such kind"}, status=404)
+    stirred = Stirred()
+    held, asked_for = mirror(api, stirred, may_be_unserved=True), mirror(api)
+    async with running(held.run(), asked_for.run()):
+        await held.synced.wait()
+        assert (held.is_served, held.all(), stirred.count) == (False, (), 1)
+        await until(lambda: asked_for.problem is not None)
+        assert not asked_for.synced.is_set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from gpupack.errors import Invalid
 from gpupack.facts.gpu import GpuKind
@@ -28,6 +29,7 @@ from .tiny_api import TinyApi, running, until
 
 PODS, NODES = "/api/v1/pods", "/api/v1/nodes"
 SLICES, CLAIMS = "/apis/resource.k8s.io/v1/resourceslices", "/apis/resource.k8s.io/v1/resourceclaims"
+DEVICE_CLASSES, RUNTIMES = "/apis/resource.k8s.io/v1/deviceclasses", "/apis/node.k8s.io/v1/runtimeclasses"
 SERVICES, BUDGETS = "/api/v1/services", "/apis/policy/v1/poddisruptionbudgets"
 
 
@@ -68,6 +70,13 @@ def node(name: str, *, ready: bool = True, **marks: str) -> dict[str, Any]:
         "metadata": {"name": name, "labels": marks},
         "status": {"conditions": [condition], "allocatable": {"cpu": "16"}},
     }
+
+
+def with_device_plugin(name: str, **offers: str) -> dict[str, Any]:
+    found = node(name)
+    found["metadata"]["labels"] = {labels.PRODUCT: H100.product_names[0], labels.PRODUCT_MEMORY_MIB: "81559"}
+    found["status"]["allocatable"] |= offers
+    return found
 
 
 def replica(pool: str = "default", gpu: str = GPU, **status: Any) -> dict[str, Any]:
@@ -335,3 +344,37 @@ async def test_an_observation_says_which_nodes_are_ready_and_carries_the_reading
     assert [(each.gpu.uuid, each.node_ready) for each in observation.gpus] == [(GPU, True), (OTHER_GPU, False)]
     assert (observation.at, observation.pool, observation.plan) == (5.0, "default", None)
     assert isinstance(observation.gpus[0].dram_active, Missing)
+
+
+async def test_what_its_nodes_offer_of_each_way_of_sharing_is_seen(server: TinyApi) -> None:
+    server.put(NODES, with_device_plugin("node-c", **{"nvidia.com/gpu": "2", "nvidia.com/gpu.shared": "4"}))
+    driver = pod("nvidia-dra-driver-gpu-kubelet-plugin-x", namespace="gpu-operator")
+    driver["spec"]["containers"][0] |= {"env": [{"name": "FEATURE_GATES", "value": "MPSSupport=true"}]}
+    server.put(PODS, driver)
+    server.put(DEVICE_CLASSES, {"metadata": {"name": "gpu.nvidia.com"}})
+    server.put(RUNTIMES, {"metadata": {"name": "plain"}, "handler": "runc"})
+    server.put(RUNTIMES, {"metadata": {"name": "nvidia-cdi"}, "handler": "nvidia"})
+    async with looking(server) as mirrors:
+        await mirrors.device_classes.synced.wait()
+        await mirrors.runtime_classes.synced.wait()
+        found = scene_of(mirrors, "default")
+        assert found is not None
+        offer = found.offer
+    assert offer is not None
+    assert (offer.claims, offer.device_class, offer.mps_gate, offer.runtime_class) == (True, True, True, "nvidia-cdi")
+    ways = {each.node: (each.dra, each.in_pod, each.whole, each.parts) for each in offer.nodes}
+    assert ways == {
+        "node-a": (1, 0, 0, ()), "node-b": (1, 0, 0, ()), "node-c": (0, 2, 2, ("nvidia.com/gpu.shared",)),
+    }  # fmt: skip
+
+
+async def test_an_api_server_without_resource_claims_leaves_what_a_device_plugin_offers(server: TinyApi) -> None:
+    server.put(NODES, with_device_plugin("node-c", **{"nvidia.com/gpu": "2"}))
+    gone = {"reason": "NotFound", "message": "the server could not find the requested resource"}
+    server.answer_read = lambda request: (
+        web.json_response(gone, status=404) if "resource.k8s.io" in request.path else None
+    )
+    seen = await scene(server)
+    assert [gpu.node for gpu in seen.gpus] == ["node-c", "node-c"]
+    assert seen.offer is not None
+    assert (seen.offer.claims, seen.stale) == (False, ())

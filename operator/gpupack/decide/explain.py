@@ -134,7 +134,7 @@ def added(
         )
     past = [each.reason.value for each in against]
     if past:
-        text += f" The manual count goes past {_and(past)}."
+        text += f" The manual count goes past {listed(past)}."
     return text
 
 
@@ -230,12 +230,12 @@ def given_up(uuid: str, why: str, seconds: float, *, again: bool) -> str:
 
 
 def sharing_not_allowed(wish: str, allowed: Iterable[str]) -> str:
-    return f"spec.sharing is {wish}, but the pool allows {_and(sorted(allowed)) or 'nothing'}."
+    return f"spec.sharing is {wish}, but the pool allows {listed(sorted(allowed)) or 'nothing'}."
 
 
 def dtype_not_supported(dtype: str, kinds: Iterable[str]) -> str:
     """The whole pool cannot compute in what the user asked for."""
-    return f"spec.model.dtype is {dtype}, in which {_and(sorted(kinds))} cannot compute; write float16 or float32."
+    return f"spec.model.dtype is {dtype}, in which {listed(sorted(kinds))} cannot compute; write float16 or float32."
 
 
 def advised(chosen: ChosenShape) -> str:
@@ -348,7 +348,7 @@ def _engines(count: int) -> str:
 
 def unknown_products(products: Iterable[str]) -> str:
     """GPUs that are there and cannot be planned for: there are no datasheet numbers of them."""
-    return f"The catalog does not have {_and(products)}: left alone. `gpupack catalog` lists what it has."
+    return f"The catalog does not have {listed(products)}: left alone. `gpupack catalog` lists what it has."
 
 
 def no_gpu() -> str:
@@ -380,7 +380,7 @@ def promise(slo: Slo) -> str:
         parts.append(f"inter-token latency {slo.statistic.value} {milliseconds(slo.itl):.4g} ms")
     if slo.ttft is not None:
         parts.append(f"time to first token {slo.statistic.value} {milliseconds(slo.ttft):.4g} ms")
-    return _and(parts) + (" (assumed)" if slo.assumed else "")
+    return listed(parts) + (" (assumed)" if slo.assumed else "")
 
 
 def unreachable(slo: Slo, best: float) -> str:
@@ -389,17 +389,18 @@ def unreachable(slo: Slo, best: float) -> str:
 
 def mismatch(engines: Iterable[str], planned: int) -> str:
     """Engines whose cache_config_info shows other blocks than were planned."""
-    return f"{_and(engines)} did not take the {planned} KV cache blocks that were planned."
+    return f"{listed(engines)} did not take the {planned} KV cache blocks that were planned."
 
 
 def goes_past(reasons: Iterable[Reason]) -> str:
-    return f"At full batches the manual count goes past {_and(each.value for each in reasons)}."
+    return f"At full batches the manual count goes past {listed(each.value for each in reasons)}."
 
 
 def ready(count: int, planned: int) -> str:
     return f"{count} of {planned} replicas ready."
 
 
-def _and(parts: Iterable[str]) -> str:
+def listed(parts: Iterable[str]) -> str:
+    """`a, b and c`."""
     *most, last = list(parts) or [""]
     return f"{', '.join(most)} and {last}" if most else last

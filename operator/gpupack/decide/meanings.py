@@ -122,6 +122,8 @@ CONDITIONS: Mapping[ConditionType, str] = {
     ConditionType.STALLED: "Only there, and True, while only a person can help; for kstatus, which Flux reads.",
     ConditionType.AS_PREDICTED: "Whether the last step brought what was predicted of it.",
     ConditionType.GPUS_KNOWN: "Of a GpuPool: whether the catalog has every GPU that it selects.",
+    ConditionType.BACKEND_CHOSEN: "Of a GpuPool: the way in which engines come to share its GPUs, and why no other. It"
+    " follows from what the nodes offer; nothing is to be set for it.",
 }
 
 STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -205,6 +207,21 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
         "UnknownProduct": Meaning(
             means="A GPU has no datasheet in the catalog and is left alone.",
             do="`gpupack catalog` lists what is known; a row can be contributed.",
+        ),
+    },
+    ConditionType.BACKEND_CHOSEN: {
+        "DRA": Meaning(means="The DRA driver publishes the GPUs; the pods of a GPU share one ResourceClaim."),
+        "InPod": Meaning(
+            means="A device plugin offers the GPUs whole; one pod holds each, and engines come and go inside it."
+        ),
+        "DRAAndInPod": Meaning(means="Some nodes are of the one sort, some of the other."),
+        "NoBackend": Meaning(
+            means="No node of the pool offers a GPU in a way that gpupack can use.",
+            do="The message says of each way what is lacking and what would change it.",
+        ),
+        "Broken": Meaning(
+            means="GPUs are there, but the driver lacks something without which no engine can start or share.",
+            do="The message says what to set.",
         ),
     },
 }

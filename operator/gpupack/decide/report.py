@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gpupack.decide import explain
+from gpupack.decide.backends import weigh
 from gpupack.decide.board import Board
 from gpupack.decide.hold import is_settled
 from gpupack.facts.engine_args import shape_args
@@ -169,7 +170,7 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
         gpus=len(facts.gpus),
         gpus_in_use=len({each.gpu_uuid for each in placements}),
         replicas=len(placements),
-        conditions=(accepted, ready, _gpus_known(facts)),
+        conditions=(accepted, ready, _gpus_known(facts), *_backend_chosen(facts)),
     )
 
 
@@ -178,6 +179,17 @@ def _gpus_known(facts: Facts) -> Condition:
         message = explain.unknown_products(facts.unknown_products)
         return _condition(ConditionType.GPUS_KNOWN, Truth.FALSE, "UnknownProduct", message)
     return _condition(ConditionType.GPUS_KNOWN, Truth.TRUE, "Known", "The catalog has every GPU that the pool selects.")
+
+
+def _backend_chosen(facts: Facts) -> tuple[Condition, ...]:
+    """Which ways of sharing are taken, and of each other one why not; nothing where nobody looked."""
+    if facts.offer is None:
+        return ()
+    ways = weigh(facts.offer)
+    taken, broken = [each.backend.value for each in ways if each.gpus], any(each.broken for each in ways)
+    truth = Truth.TRUE if taken and not broken else Truth.FALSE
+    reason = "Broken" if broken else "And".join(taken) or "NoBackend"
+    return (_condition(ConditionType.BACKEND_CHOSEN, truth, reason, " ".join(each.sentence for each in ways)),)
 
 
 def _condition(kind: ConditionType, truth: Truth, reason: str, message: str) -> Condition:

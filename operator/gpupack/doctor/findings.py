@@ -1,7 +1,8 @@
 """What a cluster's state means for gpupack: what will work, what will not, and what to do. Pure.
 
-Each check says one thing in a sentence that a person can act on. Knows what this version of gpupack needs: GPUs that a
-DRA driver publishes, the NVIDIA kind of it; dcgm-exporter for bandwidth and memory.
+Each check says one thing in a sentence that a person can act on. Knows what this version of gpupack needs: GPUs that
+NVIDIA's DRA driver publishes or its device plugin offers whole; dcgm-exporter for bandwidth and memory. Which way of
+sharing would be taken, and why no other, are `decide.backends`' words.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpupack.decide.backends import CLASS_COMES, LEAST_KUBERNETES, SET_GATE, weigh
 from gpupack.doctor.survey import ClusterSeen, GpuNode, PodLook, Unseen
 from gpupack.facts.gpu import GpuKind
 from gpupack.kube import labels
 from gpupack.kube.node_resource import GpuByProduct, PlacedDevice, devices_of, places_of, unknown_devices_of
+from gpupack.kube.offers import offer_of
 from gpupack.units import Bytes
 
-LEAST_KUBERNETES = (1, 34)
-"""From here on resource.k8s.io/v1 is served (facts of Kubernetes 1.34's release)."""
 LEAST_DRIVER = 580
 """NVIDIA's DRA driver for GPUs asks for it (GPU operator 26.7, documentation of its DRA install)."""
-MPS_GATE = re.compile(r"MPSSupport=true", re.IGNORECASE)
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 DRIVER_LABEL = "nvidia.com/cuda.driver-version.full"
+COMPUTE_LABEL = "nvidia.com/gpu.compute.major"
+LEAST_COMPUTE = 7
+"""Volta: from here on every client of MPS has an address space of its own (NVIDIA's MPS documentation)."""
+NO_PROFILING = ("NVIDIA GeForce", "NVIDIA TITAN")
+"""Products whose counters DCGM does not profile (its documentation, "Profiling Metrics")."""
 NAMED = 5
 """So many names are told; the others are counted."""
 
@@ -57,16 +62,19 @@ def diagnose(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> tuple[Finding, 
     return tuple(finding for check in CHECKS for finding in check(seen, gpu_by_product))
 
 
-def kubernetes(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+def kubernetes(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
+    """Without ResourceClaims only what a device plugin offers whole can be shared."""
     found = re.match(r"v?(\d+)\.(\d+)", seen.version)
     if found is None:
         yield unknown("Kubernetes", f"The API server calls its version {seen.version!r}.")
+    elif "resource.k8s.io/v1" not in seen.served and _places(seen, gpu_by_product):
+        yield good("Kubernetes", f"Kubernetes {seen.version} serves no ResourceClaims, and none are needed here.")
     elif (int(found[1]), int(found[2])) < LEAST_KUBERNETES:
         least = ".".join(map(str, LEAST_KUBERNETES))
         yield blocked(
             "Kubernetes",
             f"This is Kubernetes {seen.version}; gpupack needs {least} for ResourceClaims.",
-            f"Upgrade the control plane to {least} or later.",
+            f"Upgrade the control plane to {least} or later, or let NVIDIA's device plugin offer whole GPUs.",
         )
     elif "resource.k8s.io/v1" not in seen.served:
         yield blocked(
@@ -91,8 +99,7 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
     if places:
         yield good(
             "GPUs",
-            f"{_counted(places)} can be packed: a device plugin offers them, so one pod holds each of them and its "
-            "engines share it by MPS inside.",
+            f"{_counted(places)} can be packed: a device plugin offers them.",
         )
     for product, count in sorted(Counter(each.product for each in strange).items()):
         yield limited(
@@ -155,7 +162,7 @@ def device_class(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
         yield blocked(
             "DRA driver",
             f"There is no DeviceClass {labels.DEVICE_CLASS}.",
-            "It comes with the driver's chart; without it no claim for a GPU can be allocated.",
+            CLASS_COMES,
         )
     else:
         yield good("DRA driver", f"DeviceClass {labels.DEVICE_CLASS} is there.")
@@ -184,27 +191,92 @@ def _major(version: str) -> int:
     return int(found[0]) if found else 0
 
 
-def mps(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
-    """Whether two engines can share a GPU by MPS. The gate is read off the driver's own pods."""
-    if isinstance(seen.pods, Unseen) or isinstance(seen.slices, Unseen) or not seen.slices:
+def backends(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
+    """The way of sharing that a GpuPool of all nodes would take, and of each other one why not."""
+    if isinstance(seen.nodes, Unseen) or (isinstance(seen.slices, Unseen) and "resource.k8s.io/v1" in seen.served):
         return
-    plugins = [each for each in seen.pods if "dra" in each.name and "nvidia" in f"{each.name} {' '.join(each.images)}"]
+    slices = () if isinstance(seen.slices, Unseen) else seen.slices
+    ways = weigh(
+        offer_of(
+            (each.record for each in seen.nodes), slices,
+            (*devices_of(slices, gpu_by_product), *_places(seen, gpu_by_product)),
+            claims="resource.k8s.io/v1" in seen.served,
+            device_classes=None if isinstance(seen.device_classes, Unseen) else seen.device_classes,
+            runtime_class=seen.runtime_class, gates=(bool(each.mps_gate) for each in _driver_pods(seen)),
+        )
+    )  # fmt: skip
+    others = " ".join(each.sentence for each in ways if not each.gpus)
+    if taken := [each for each in ways if each.gpus]:
+        say = limited if any(each.broken for each in taken) else good
+        yield say("Sharing", " ".join(each.why for each in taken), others)
+    else:
+        yield blocked("Sharing", "There is no way in which engines could share a GPU.", others)
+
+
+def _driver_pods(seen: ClusterSeen) -> list[PodLook]:
+    return [] if isinstance(seen.pods, Unseen) else [each for each in seen.pods if each.mps_gate is not None]
+
+
+def mps(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
+    """Whether two engines can share a GPU by MPS: by the gate of the driver's own pods, and inside a pod by the GPU."""
+    if not isinstance(seen.pods, Unseen) and not isinstance(seen.slices, Unseen) and seen.slices:
+        yield _gate(_driver_pods(seen))
+    inside = {each.gpu.node for each in _places(seen, gpu_by_product)}
+    nodes = () if isinstance(seen.nodes, Unseen) else seen.nodes
+    majors = {each.record.name: each.record.labels.get(COMPUTE_LABEL, "") for each in nodes}
+    old = sorted(name for name in inside if majors[name].isdecimal() and int(majors[name]) < LEAST_COMPUTE)
+    if old:
+        yield limited(
+            "MPS",
+            f"The GPUs on {_names(old)} are older than Volta, where MPS does not keep engines' memory apart.",
+            "Set spec.sharing: [Exclusive] in a GpuPool of those nodes.",
+        )
+    elif inside:
+        yield good(
+            "MPS",
+            "On nodes with a device plugin the MPS daemon runs inside the pod that holds the GPU and needs nothing of "
+            "the node; a pod in which it cannot start says so, and one engine runs there.",
+        )
+
+
+def _gate(plugins: list[PodLook]) -> Finding:
     if not plugins:
-        yield unknown(
+        return unknown(
             "MPS",
             "The pods of the DRA driver were not recognised, so nothing tells whether its gate MPSSupport is on.",
             "See that the driver runs with featureGates MPSSupport=true; without it a claim that asks for MPS is "
             "refused and replicas stay Pending.",
         )
-    elif any(MPS_GATE.search(word) for each in plugins for word in (*each.words, *each.environ.values())):
-        yield good("MPS", "The DRA driver's gate MPSSupport is on.")
-    else:
-        yield blocked(
-            "MPS",
-            f"The DRA driver ({plugins[0].key}) does not have its gate MPSSupport on: engines cannot share a GPU.",
-            "Set draDriver.featureGates: {MPSSupport: true} in the GPU operator's values, or spec.sharing: "
-            "[Exclusive] in the GpuPool for one engine a GPU.",
-        )
+    if any(each.mps_gate for each in plugins):
+        return good("MPS", "The DRA driver's gate MPSSupport is on.")
+    return blocked(
+        "MPS",
+        f"The DRA driver ({plugins[0].key}) does not have its gate MPSSupport on: engines cannot share a GPU.",
+        SET_GATE,
+    )
+
+
+def counters(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
+    """Which counters of DRAM traffic each kind of GPU has at all, whoever reads them."""
+    slices = () if isinstance(seen.slices, Unseen) else seen.slices
+    kinds = {each.gpu.kind for each in (*devices_of(slices, gpu_by_product), *_places(seen, gpu_by_product))}
+    for kind in sorted(kinds, key=lambda each: each.name):
+        if any(name.startswith(NO_PROFILING) for name in kind.product_names):
+            yield limited(
+                "Counters",
+                f"{kind.name} tells nobody its DRAM traffic: DCGM profiles only data-centre GPUs.",
+                "Packing stops at a predicted saturation of 80 % there.",
+            )
+        elif kind.gpm:
+            yield good(
+                "Counters", f"{kind.name} tells its DRAM traffic to dcgm-exporter and, by GPM, to gpupack's node agent."
+            )
+        else:
+            yield good(
+                "Counters",
+                f"{kind.name} tells its DRAM traffic to dcgm-exporter only, in a privileged container with the "
+                "profiling module; the node agent has busy times of it.",
+            )
 
 
 def exporters(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
@@ -307,7 +379,9 @@ def rights(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Check, ...] = (kubernetes, gpus, device_class, driver, mps, exporters, holders, engines, rights)
+CHECKS: tuple[Check, ...] = (
+    kubernetes, gpus, backends, device_class, driver, mps, counters, exporters, holders, engines, rights,
+)  # fmt: skip
 
 
 def good(topic: str, sentence: str, remedy: str = "") -> Finding:

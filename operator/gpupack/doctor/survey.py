@@ -16,6 +16,7 @@ from gpupack.errors import Unavailable
 from gpupack.kube import labels
 from gpupack.kube.api import Api, NotFound
 from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
+from gpupack.kube.offers import mps_gate_of, runtime_class_of
 from gpupack.kube.pool_resource import DCGM_POD_LABELS, DCGM_PORT, DcgmSource
 from gpupack.metrics.prometheus import GpuPage, parse_gpus
 
@@ -51,15 +52,17 @@ class GpuNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodLook:
-    """A pod that runs or may run: what it is and what it asks a device plugin for."""
+    """A pod that runs or may run: what it is and what it asks a device plugin for.
+
+    `mps_gate`: it is one of the DRA driver's, and whether that takes claims for MPS.
+    """
 
     namespace: str
     name: str
     node: str
     labels: Mapping[str, str]
     images: tuple[str, ...]
-    words: tuple[str, ...]
-    environ: Mapping[str, str]
+    mps_gate: bool | None
     extended: tuple[str, ...]
     ours: bool
     ready: bool
@@ -84,6 +87,7 @@ class ClusterSeen:
     slices: tuple[SliceSeen, ...] | Unseen
     drivers: Mapping[str, str]
     device_classes: tuple[str, ...] | Unseen
+    runtime_class: str | None
     claims: tuple[ForeignClaim, ...] | Unseen
     pods: tuple[PodLook, ...] | Unseen
     pages: Mapping[str, tuple[GpuPage, ...] | Unseen]
@@ -101,6 +105,8 @@ async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], Non
     raw_slices = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceslices")) if dra else no_dra
     classes = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/deviceclasses")) if dra else no_dra
     claims = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceclaims")) if dra else no_dra
+    runtimes = await _or_unseen(_all(api, "/apis/node.k8s.io/v1/runtimeclasses"))
+    named = () if isinstance(runtimes, Unseen) else (runtime_class_of(each) for each in runtimes)
     nodes = await _or_unseen(_all(api, "/api/v1/nodes"))
     raw_pods = await _or_unseen(_all(api, "/api/v1/pods"))
     pods = raw_pods if isinstance(raw_pods, Unseen) else tuple(pod for each in raw_pods if (pod := _pod(each)))
@@ -118,6 +124,7 @@ async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], Non
         slices=raw_slices if isinstance(raw_slices, Unseen) else _slices(raw_slices),
         drivers={} if isinstance(raw_slices, Unseen) else _drivers(raw_slices),
         device_classes=classes if isinstance(classes, Unseen) else tuple(each["metadata"]["name"] for each in classes),
+        runtime_class=next((name for name in named if name is not None), None),
         claims=claims if isinstance(claims, Unseen) else tuple(c for each in claims if (c := foreign_claim_of(each))),
         pods=pods,
         pages=pages,
@@ -215,8 +222,7 @@ def _pod(item: Json) -> PodLook | None:
         node=spec.get("nodeName", ""),
         labels=metadata.get("labels", {}),
         images=tuple(each.get("image", "") for each in containers),
-        words=tuple(word for each in containers for word in (*each.get("command", ()), *each.get("args", ()))),
-        environ={var["name"]: var["value"] for each in containers for var in each.get("env", ()) if "value" in var},
+        mps_gate=mps_gate_of(item),
         extended=tuple(name for name in limits if name.startswith(labels.EXTENDED_RESOURCES)),
         ours=metadata.get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY,
         ready=conditions.get("Ready") == "True",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     Cause,
@@ -131,6 +132,7 @@ class Facts:
     appraisals: Mapping[ServingKey, Appraisal] = field(default_factory=dict)
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
+    offer: ClusterOffer | None = None
 
 
 def is_leaving(replica: ReplicaSeen) -> bool:
@@ -179,6 +181,7 @@ def interpret(observation: Observation) -> Facts:
         appraisals={each.serving: each for each in observation.appraisals},
         unknown_products=observation.unknown_products,
         watched_since=observation.watched_since,
+        offer=observation.offer,
     )
 
 

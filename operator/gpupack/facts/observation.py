@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.placement import Plan, PredictedEffect
 from gpupack.facts.policy import Policy
@@ -244,7 +245,8 @@ class Observation:
     `plan` is None when the pool's status holds none (new, or lost). `pool_problem` is set when the pool itself may not
     act (it overlaps an older one). `running` are engines that others started, `appraisals` what was said of them last.
     `unknown_products` are products that the catalog does not have, of GPUs that are not in `gpus` for that.
-    `watched_since` is when this process took its first readings; None: long ago.
+    `watched_since` is when this process took its first readings; None: long ago. `offer` is what the pool's nodes offer
+    of each way of sharing GPUs, None where nobody looked.
     """
 
     at: Seconds
@@ -268,3 +270,4 @@ class Observation:
     appraisals: tuple[Appraisal, ...] = ()
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
+    offer: ClusterOffer | None = None

@@ -101,11 +101,12 @@ def room_for(serving: Serving, gpus_on_node: int, cores: float, replicas_per_gpu
 
 def host_pod(
     apply: ApplyClaim, gpu: Gpu, serving: Serving, template: EngineTemplate, *,
-    room: int, pool: str, image: str, uids: Mapping[ServingKey, str],
+    room: int, pool: str, image: str, uids: Mapping[ServingKey, str], runtime_class: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The pod that holds one GPU of a node, without engines yet. `image` is the operator's own.
 
-    Requests equal limits, for `room` engines: with the static CPU manager they have cores of their own.
+    Requests equal limits, for `room` engines: with the static CPU manager they have cores of their own. `runtime_class`
+    is the cluster's own for NVIDIA's runtime, which need not be a node's default.
     """
     own = template.pod
     metadata = own.get("metadata", {})
@@ -151,6 +152,7 @@ def host_pod(
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [gpu.node]}]}
     spec = {
         **manifests.pod_basics(own),
+        **({} if runtime_class is None else {"runtimeClassName": runtime_class}),
         "terminationGracePeriodSeconds": manifests.GRACE_SECONDS + LAST_SECONDS,
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}},
         "initContainers": [bring],

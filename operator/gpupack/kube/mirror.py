@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from gpupack.errors import Unavailable
-from gpupack.kube.api import Api, ApiError, Gone, Silent
+from gpupack.kube.api import Api, ApiError, Gone, NotFound, Silent
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STEADY_SECONDS = 10.0
 """A watch that lasted this long was a good one; those that end sooner, without an event, are tried less and less."""
 WORTH_A_WARNING = 4
+UNSERVED_SECONDS = 30.0
+"""Between two looks for a kind that the API server does not serve."""
 PASSING = frozenset({429, 500, 502, 503})
 """Refusals of a server in trouble. They say nothing against the version, and a list would be one more burden."""
 
@@ -38,7 +40,8 @@ class Mirror(Generic[Record]):
     """One kind, one path. `record` makes the slim value, or None for what is not wanted.
 
     `stir` is called when a record that `matters` came, went or differs from the one before; a change that the record
-    does not show (a node's heartbeat) stirs nobody. `run` never returns; cancel it.
+    does not show (a node's heartbeat) stirs nobody. `may_be_unserved`: an API server that does not know the kind has
+    none of it. `run` never returns; cancel it.
     """
 
     def __init__(
@@ -53,12 +56,16 @@ class Mirror(Generic[Record]):
         matters: Callable[[Record], bool] = lambda _record: True,
         field_selector: str = "",
         silence_seconds: float = SILENCE_SECONDS,
+        may_be_unserved: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.synced = asyncio.Event()
         self.problem: Unavailable | None = None
         """Why the API server is not heard just now; None while it is."""
+        self.is_served: bool | None = None
+        """Whether the API server knows the kind; None before the first answer."""
+        self._may_be_unserved = may_be_unserved
         self._api = api
         self._path = path
         self._record = record
@@ -115,6 +122,13 @@ class Mirror(Generic[Record]):
             except Gone as gone:
                 log.info("%s: listing again, the watch expired: %s", self.name, gone)
                 version = None
+            except NotFound as unknown:
+                if self._may_be_unserved and version is None and not self._held:
+                    self.is_served = False
+                    self._replace({})
+                    await asyncio.sleep(UNSERVED_SECONDS)
+                    continue
+                problem = self.problem = unknown
             except Unavailable as caught:
                 problem = self.problem = caught
             finally:
@@ -156,6 +170,7 @@ class Mirror(Generic[Record]):
             if not (token := page["metadata"].get("continue")):
                 break
             more = {"continue": token}
+        self.is_served = True
         self._replace(held)
         return str(page["metadata"]["resourceVersion"])
 

@@ -66,7 +66,8 @@ class UnknownDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """`cpu_cores` is what pods may have of it in all, `gpus` the whole ones that its device plugin offers.
+    """`cpu_cores` is what pods may have of it in all, `gpus` the whole ones that its device plugin offers, `parts` the
+    plugin's other resources.
 
     `cordoned`: it takes no new ones.
     """
@@ -77,6 +78,7 @@ class NodeRecord:
     cpu_cores: float
     cordoned: bool = False
     gpus: int = 0
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,13 @@ def node_of(node: Mapping[str, Any]) -> NodeRecord:
         cpu_cores=number_of(status.get("allocatable", {}).get("cpu", "0")),
         cordoned=bool(node.get("spec", {}).get("unschedulable", False)),
         gpus=int(number_of(status.get("allocatable", {}).get(labels.PLUGIN_GPU, "0"))),
+        parts=tuple(
+            sorted(
+                name
+                for name, count in status.get("allocatable", {}).items()
+                if name.startswith(labels.EXTENDED_RESOURCES) and name != labels.PLUGIN_GPU and number_of(count) > 0
+            )
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from gpupack.errors import Invalid
+from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.belief import Belief
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
@@ -30,7 +31,7 @@ from gpupack.facts.observation import (
 )
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Profile, Serving, ServingKey
-from gpupack.kube import child_resource, host_resource, labels, manifests, node_resource, profile_resource
+from gpupack.kube import child_resource, host_resource, labels, manifests, node_resource, offers, profile_resource
 from gpupack.kube.api import Api
 from gpupack.kube.child_resource import Child
 from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
@@ -98,7 +99,8 @@ class PodRecord:
 
     `host`: it is ours and holds a GPU for the engines that come into it.
 
-    `engine`: it is not ours and runs vLLM. `edited`: a whole pod of ours whose marks somebody changed.
+    `engine`: it is not ours and runs vLLM. `edited`: a whole pod of ours whose marks somebody changed. `mps_gate`: it
+    is one of the DRA driver's, and whether that takes claims for MPS.
     """
 
     replica: ReplicaSeen | None
@@ -108,6 +110,7 @@ class PodRecord:
     engine: EnginePod | None = None
     edited: Mapping[str, Any] | None = None
     host: HostPod | None = None
+    mps_gate: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,8 @@ def pod_record(pod: Mapping[str, Any]) -> PodRecord | None:
     if replica is None and foreign is None and engine is None:
         return None
     address = None if replica else _address(pod)
-    return PodRecord(replica=replica, pool=pool, foreign=foreign, address=address, engine=engine)
+    gate = None if replica else offers.mps_gate_of(pod)
+    return PodRecord(replica=replica, pool=pool, foreign=foreign, address=address, engine=engine, mps_gate=gate)
 
 
 def _engine_or_stranger(pod: PodRecord, watches: Mapping[ServingKey, Watch]) -> EnginePod | None:
@@ -250,9 +254,11 @@ class Mirrors:
             selector: str = "",
             matters: Callable[[Any], bool] = lambda _record: True,
             stirs: Callable[[], None] = stir,
+            may_be_unserved: bool = False,
         ) -> Mirror[Any]:
             return Mirror(
-                api, path, record, stirs, name=name, label_selector=selector, matters=matters, clock=clock
+                api, path, record, stirs, name=name, label_selector=selector, matters=matters, clock=clock,
+                may_be_unserved=may_be_unserved,
             )  # fmt: skip
 
         self.pools: Mirror[PoolResource] = mirror("gpupools", POOLS, pool_resource)
@@ -267,10 +273,17 @@ class Mirrors:
         )
         self.nodes: Mirror[NodeRecord] = mirror("nodes", "/api/v1/nodes", node_resource.node_of)
         self.slices: Mirror[SliceSeen] = mirror(
-            "resourceslices", "/apis/resource.k8s.io/v1/resourceslices", node_resource.slice_of
+            "resourceslices", "/apis/resource.k8s.io/v1/resourceslices", node_resource.slice_of, may_be_unserved=True
         )
         self.claims: Mirror[ClaimRecord] = mirror(
-            "resourceclaims", "/apis/resource.k8s.io/v1/resourceclaims", claim_record
+            "resourceclaims", "/apis/resource.k8s.io/v1/resourceclaims", claim_record, may_be_unserved=True
+        )
+        self.device_classes: Mirror[str] = mirror(
+            "deviceclasses", "/apis/resource.k8s.io/v1/deviceclasses", lambda item: str(item["metadata"]["name"]),
+            may_be_unserved=True,
+        )  # fmt: skip
+        self.runtime_classes: Mirror[str] = mirror(
+            "runtimeclasses", "/apis/node.k8s.io/v1/runtimeclasses", offers.runtime_class_of
         )
         self.services: Mirror[Child] = mirror("services", "/api/v1/services", child_resource.shared_child_of, MANAGED)
         self.budgets: Mirror[Child] = mirror(
@@ -278,13 +291,15 @@ class Mirrors:
         )
 
     def each(self) -> tuple[Mirror[Any], ...]:
+        """What decisions rest on, so that none is made before all are there."""
         return (
             self.pools, self.servings, self.profiles, self.pods, self.nodes, self.slices, self.claims, self.services,
             self.budgets, self.endpoint_slices,
         )  # fmt: skip
 
     def runs(self) -> tuple[Coroutine[None, None, None], ...]:
-        return (*(mirror.run() for mirror in self.each()), self.hosts.run(self.pods.synced))
+        told = (self.device_classes, self.runtime_classes)
+        return (*(mirror.run() for mirror in (*self.each(), *told)), self.hosts.run(self.pods.synced))
 
     async def synced(self) -> None:
         for mirror in self.each():
@@ -309,6 +324,19 @@ class Mirrors:
 
     def unknown_devices(self) -> tuple[UnknownDevice, ...]:
         return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
+
+    def offer(
+        self, nodes: Iterable[NodeRecord], devices: Iterable[PlacedDevice], pods: Iterable[PodRecord]
+    ) -> ClusterOffer:
+        """What these nodes offer of each way of sharing."""
+        here = {node.name: node for node in nodes}
+        classes = self.device_classes
+        return offers.offer_of(
+            here.values(), (each for each in self.slices.all() if each.node in here), devices,
+            claims=self.slices.is_served, device_classes=classes.all() if classes.synced.is_set() else None,
+            runtime_class=next(iter(self.runtime_classes.all()), None),
+            gates=(each.mps_gate for each in pods if each.mps_gate is not None),
+        )  # fmt: skip
 
     def running(
         self,
@@ -372,6 +400,7 @@ class Scene:
     hosts: tuple[HostPod, ...] = ()
     reports: Mapping[str, HostReport] = field(default_factory=dict)
     slices: tuple[SliceThere, ...] = ()
+    offer: ClusterOffer | None = None
 
     @property
     def has_households(self) -> bool:
@@ -414,6 +443,7 @@ class Scene:
             appraisals=self.appraisals,
             unknown_products=self.unknown_products,
             watched_since=watched_since,
+            offer=self.offer,
         )
 
 
@@ -464,6 +494,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         running=mirrors.running(resources, pods, foreign_claims, devices, node_records),
         appraisals=tuple(each.appraisal for each in resources.values() if each.appraisal is not None),
         unknown_products=_unknown_products(pool, mirrors.unknown_devices(), node_records),
+        offer=mirrors.offer((each for each in node_records.values() if pool.looks_at(each.labels)), mine, pods),
     )
 
 

@@ -264,7 +264,8 @@ class Performer:
         room = host_resource.room_for(serving, beside, node.cpu_cores - node.cpu_cores_of_others, best)
         template = scene.resources[serving.key].template
         body = host_resource.host_pod(
-            apply, gpu, serving, template, room=room, pool=scene.pool.name, image=self._image, uids=uids
+            apply, gpu, serving, template, room=room, pool=scene.pool.name, image=self._image, uids=uids,
+            runtime_class=None if scene.offer is None else scene.offer.runtime_class,
         )  # fmt: skip
         await _apply(self._api, body)
 

@@ -73,9 +73,12 @@ class PoolResource:
         """Whether it is only for the catalog that this pool does not use a GPU: it names no products."""
         return not self.gpu_products and self._reaches(uuid, node_labels)
 
+    def looks_at(self, node_labels: Mapping[str, str]) -> bool:
+        """Whether the node is one of those that the pool takes GPUs from."""
+        return all(node_labels.get(key) == value for key, value in self.node_selector)
+
     def _reaches(self, uuid: str, node_labels: Mapping[str, str]) -> bool:
-        on_node = all(node_labels.get(key) == value for key, value in self.node_selector)
-        return on_node and (not self.gpu_uuids or uuid in self.gpu_uuids)
+        return self.looks_at(node_labels) and (not self.gpu_uuids or uuid in self.gpu_uuids)
 
 
 def pool_resource(obj: Mapping[str, Any]) -> PoolResource:
