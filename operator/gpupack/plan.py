@@ -46,6 +46,9 @@ class Step(StrEnum):
     SHARING_NOT_ALLOWED = "SharingNotAllowed"
     DTYPE_NOT_SUPPORTED = "DtypeNotSupported"
     NO_GPU = "NoGpu"
+    ENGINE_REFUSED = "EngineRefused"
+    MPS_LOST = "MpsLost"
+    HOST_LOST = "HostLost"
 
 
 class Unit(StrEnum):
@@ -91,6 +94,7 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     AS_PREDICTED = "AsPredicted"
     GPUS_KNOWN = "GpusKnown"
+    GPUS_HEALTHY = "GpusHealthy"
     BACKEND_CHOSEN = "BackendChosen"
 
 

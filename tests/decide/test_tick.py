@@ -90,9 +90,9 @@ def test_the_placements_of_a_serving_that_is_gone_are_forgotten_and_of_one_that_
 
 
 @pytest.mark.parametrize(
-    ("pod", "stays"), [({}, True), ({"deletion_at": NOON}, False), ({"phase": Phase.FAILED, "ready_at": None}, True)]
+    ("pod", "stays"), [({}, True), ({"deletion_at": NOON}, False), ({"phase": Phase.FAILED, "ready_at": None}, False)]
 )
-def test_a_placement_on_a_gpu_that_is_gone_is_kept_for_its_pod(pod: dict[str, Any], stays: bool) -> None:
+def test_a_placement_on_a_gpu_that_is_gone_is_kept_for_a_pod_that_serves(pod: dict[str, Any], stays: bool) -> None:
     observation = with_pod(
         seen("gpus: {a: , b: }\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: a}]"), **pod
     )
@@ -179,8 +179,10 @@ def test_readings_that_a_new_process_has_not_taken_yet_are_not_missing(watched: 
 # Away from a node that is drained
 
 
-@pytest.mark.parametrize(("pod", "moves"), [({}, False), ({"deletion_at": NOON}, True)])
-def test_only_what_a_cordoned_node_has_lost_moves(pod: dict[str, Any], moves: bool) -> None:
+@pytest.mark.parametrize(
+    ("pod", "moves"), [({}, True), ({"deletion_at": NOON}, True), ({"phase": Phase.STARTING, "ready_at": None}, False)]
+)
+def test_what_serves_on_a_cordoned_node_moves_and_what_it_has_lost(pod: dict[str, Any], moves: bool) -> None:
     text = """gpus: {a: {cordoned: true}, b: {node: node-1}}
 servings: {chat: {batch: 64}}
 replicas: [{serving: chat, gpu: a, age: 100}]"""

@@ -50,6 +50,7 @@ class NoReadings:
     dram_active: Measured = MISSING
     fb_used: Measured = MISSING
     power: Measured = MISSING
+    xid: Measured = MISSING
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from gpupack.facts.experiment import Compared, Experiment, Inputs, Judgement, Standing, Undone
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.placement import ChosenShape, FormerShape, Placement, Plan, Record, Withdrawn
+from gpupack.facts.placement import (
+    ChosenShape,
+    FaultyGpu,
+    FormerShape,
+    Lesson,
+    Placement,
+    Plan,
+    Record,
+    Withdrawn,
+)
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
 from gpupack.kube.pool_resource import plan_of, plan_to_status, pool_resource, pool_status_to_dict
@@ -126,6 +135,11 @@ def a_plan() -> Plan:
             replace(experiment, gain=None, doubted_at=None, judgement=None, judged_at=None, undone=False, compared=()),
         ),
         undone=(undone, replace(undone, inputs=None)),
+        faulty=(FaultyGpu(gpu_uuid=GPU, why="its driver told XID 79", since=AT),),
+        lessons=(
+            Lesson(serving=KEY, gpu_kind="H100-80GB", template_hash="t", overhead=Bytes(2**30)),
+            Lesson(serving=KEY, gpu_kind="L4", template_hash="t", refusal="it does not know a flag", until=AT),
+        ),
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def test_each_spelling_alone_is_read_with_its_own_unit(series: Series, name: Nam
         Quantity.DRAM_ACTIVE: gpu.dram_active,
         Quantity.FB_USED: gpu.fb_used,
         Quantity.POWER: gpu.power,
+        Quantity.XID: gpu.xid,
     }
     assert found.pop(series.quantity) == 0.5 * name.factor
     assert set(found.values()) == {None}

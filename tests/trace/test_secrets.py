@@ -149,7 +149,9 @@ OUR_WORDS = {
 }  # fmt: skip
 """Sentences and words that gpupack makes. What it quotes from a container stands between quotes and is left out."""
 FROM_OUTSIDE = {
+    "alone",  # why MPS does not start in a pod, with the last line of its daemon's log
     "message",  # the scheduler's and kubelet's words on a pod; those of its container are quoted
+    "refusal",  # a pod's message, kept
     "problem",  # names the field of a spec that is wrong and the value: never one that holds a secret
 }
 

@@ -15,7 +15,7 @@ from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
-from gpupack.facts.placement import ChosenShape, Placement, Plan, Withdrawn
+from gpupack.facts.placement import ChosenShape, FaultyGpu, Lesson, Placement, Plan, Withdrawn
 from gpupack.facts.serving import Mode, ServingKey, Shape, Sharing
 from gpupack.units import Bytes, Ratio
 
@@ -75,6 +75,10 @@ class Board:
         }
         self.experiments: dict[str, Experiment] = {each.gpu_uuid: each for each in plan.experiments}
         self.undone: list[Undone] = list(plan.undone)
+        self.faulty: dict[str, FaultyGpu] = {each.gpu_uuid: each for each in plan.faulty}
+        self.lessons: dict[tuple[ServingKey, str], Lesson] = {
+            (each.serving, each.gpu_kind): each for each in plan.lessons
+        }
         self.touched: set[str] = set()
         self._booked: list[Placement] = []
         self.rates: dict[ServingKey, float] = {}

@@ -7,6 +7,7 @@ predicted once. Which pair is best is `search`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from gpupack.decide.question import Question, memory_needed, resolve_max_model_len
 from gpupack.facts.estimate import Estimate, Source
@@ -14,7 +15,7 @@ from gpupack.facts.serving import Shape, Sharing, Slo, Statistic
 from gpupack.perf import memory, sharing
 from gpupack.perf.prediction import EngineGroup, GpuPrediction, ReplicaMemory
 from gpupack.plan import Reason, Unit, Verdict
-from gpupack.units import PerSecond, Seconds
+from gpupack.units import Bytes, PerSecond, Seconds
 
 _RELAXED_BATCH = 32
 _RELAXED_FACTOR = 2.0
@@ -51,7 +52,13 @@ class Candidates:
         return shape
 
     def memory(self, batch: int) -> ReplicaMemory:
-        return memory.replica_memory(self.question.llm, self.question.dtype, self.shape(batch), self.question.gpu)
+        """With what engines were seen to need beyond the prediction, which counts as their context."""
+        asked = self.question
+        found = memory.replica_memory(asked.llm, asked.dtype, self.shape(batch), asked.gpu)
+        if not asked.overhead:
+            return found
+        context = found.context + Estimate.exact(asked.overhead, Source.MEASURED)
+        return replace(found, context=context, total=Bytes(found.total + asked.overhead))
 
     def group(self, batch: int, replicas: int, rate: PerSecond | None) -> EngineGroup:
         return EngineGroup(

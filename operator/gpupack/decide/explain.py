@@ -338,8 +338,29 @@ def suspended(planned: int) -> str:
     return f"spec.mode is Suspend: nothing is started, stopped or changed; {replicas}."
 
 
-def drained(old: str, new: str, node: str) -> str:
-    return f"A replica moves from {place(old)} to {place(new)}: node {node} is cordoned and its pod was taken away."
+def moved_away(old: str, new: str, why: str) -> str:
+    return f"A replica moves from {place(old)} to {place(new)}: {why}."
+
+
+def mps_lost(uuid: str, why: str) -> str:
+    """A fault of the MPS server is one of all its clients."""
+    return f"All engines on {place(uuid)} start again, one after another, because they lost MPS: {why}."
+
+
+def host_lost(uuid: str) -> str:
+    return f"The pod of the engines on {place(uuid)} is lost; it is made again, and they start in it one after another."
+
+
+def engine_refused(why: str, seconds: float) -> str:
+    return (
+        f"The engine's image does not take what it is started with: {why.rstrip('.')}. It is not started again for"
+        f" {seconds:.0f} s, unless spec.engine changes."
+    )
+
+
+def faulty(why: Iterable[tuple[str, str]]) -> str:
+    """GPUs that are left alone, each with what it told."""
+    return " ".join(f"{place(uuid)}: {each}." for uuid, each in why)
 
 
 def _engines(count: int) -> str:

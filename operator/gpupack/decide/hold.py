@@ -15,10 +15,11 @@ from gpupack.decide.capacity import closing_order
 from gpupack.decide.demand import Demand
 from gpupack.decide.evidence import standing
 from gpupack.decide.experiment import is_waited_for
+from gpupack.decide.faults import has_failed, refused
 from gpupack.decide.pack import Candidate, held_by_others, host_cpu, memory
 from gpupack.facts.experiment import Standing
 from gpupack.facts.interpretation import is_leaving
-from gpupack.facts.observation import Phase, ReplicaSeen
+from gpupack.facts.observation import Phase, ReplicaSeen, Trouble
 from gpupack.facts.placement import Placement, Record, Withdrawn
 from gpupack.facts.serving import Mode, ScalingMode, Serving, ServingKey, Sharing
 from gpupack.plan import Verdict
@@ -67,6 +68,9 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
     facts, pod = board.facts, board.pod(placement)
     deadline = facts.policy.pending_deadline
     gpu = facts.gpus.get(placement.gpu_uuid)
+    lesson = refused(board, placement.serving, placement.template_hash)
+    if lesson is not None and not board.is_ready(placement):
+        return f"its image does not take what it is started with: {lesson.refusal}"
     if pod is None:
         moves = gpu is not None and gpu.cordoned  # in one step, so that the count stays
         on_time = _sibling_starts(board, placement) or facts.at - _turn_since(board, placement) <= deadline
@@ -74,10 +78,15 @@ def _too_long(board: Board, placement: Placement, obstacle: Obstacle) -> str | N
     said = f": {pod.message}" if pod.message else ""
     if pod.deletion_at is not None and gpu is not None and not gpu.node_ready:
         return f"node {gpu.gpu.node} is not ready and its pods are taken away"
+    alone = next((each.alone for each in facts.claims_on.get(placement.gpu_uuid, ()) if each.alone), None)
+    if pod.phase is Phase.PENDING and alone is not None:
+        return f"only one engine runs there, {alone}"
+    if has_failed(pod):
+        return f"the GPU had too little memory for its start{said}"
     # The API server's clock stamps pods and ours stamps plans: a pod is never older than the plan that it came by.
     if pod.phase is Phase.PENDING and facts.at - max(pod.created_at, placement.planned_at) > deadline:
         return f"it stayed Pending for {deadline:.0f} s{said}"
-    if pod.phase is Phase.STARTING and pod.restarts >= CRASHES:
+    if pod.phase is Phase.STARTING and pod.restarts >= CRASHES and pod.trouble is not Trouble.MPS_LOST:
         return f"it restarted {pod.restarts} times without becoming ready{said}"
     if pod.phase is Phase.FAILED and facts.at - pod.created_at <= facts.policy.warmup:
         return f"it failed at its start{said}"

@@ -72,7 +72,7 @@ STEPS: Mapping[Step, Meaning] = {
     Step.REMOVED: Meaning(means="A replica that the load no longer needs was given up; the others hold the load."),
     Step.REPLACED: Meaning(means="A replica makes room for one of the present shape or pod template, one at a time."),
     Step.MOVED: Meaning(
-        means="A replica goes to another GPU: its node is drained, or its new shape does not fit there."
+        means="A replica goes to another GPU: its node is cordoned, its GPU is unwell, or its shape does not fit."
     ),
     Step.WITHDRAWN: Meaning(
         means="A replica did not come up and was taken out of the plan; its GPU is left alone for a while.",
@@ -105,6 +105,20 @@ STEPS: Mapping[Step, Meaning] = {
         means="No GPU of the pool can compute in spec.model.dtype (a T4 has no bfloat16).",
         do="Set spec.model.dtype: float16, or use a pool of newer GPUs.",
     ),
+    Step.ENGINE_REFUSED: Meaning(
+        means="The engine's image does not take what gpupack starts it with; it was tried once and is not tried again.",
+        do="The message ends with what the container said. Set spec.engine.version to the vLLM of the image, or take"
+        " another image; either is tried at once. Or it does not know one of spec.engine.args.",
+    ),
+    Step.MPS_LOST: Meaning(
+        means="The MPS server of a GPU is gone. Its clients cannot go on without it: all are started again, in order.",
+        do="Nothing, if it is once. If it comes again, look for the engine that ends first in the log of their pod, and"
+        " for XIDs of the GPU.",
+    ),
+    Step.HOST_LOST: Meaning(
+        means="The pod in which the engines of a GPU live was taken away; it is made again with all of them.",
+        do="Nothing, if somebody deleted it. Else look at the events of its node.",
+    ),
     Step.NO_GPU: Meaning(
         means="The pool selects no GPU that gpupack knows and can use.",
         do="Run `gpupack doctor`: it tells whether a driver publishes GPUs and whether the catalog knows them. Then"
@@ -122,6 +136,7 @@ CONDITIONS: Mapping[ConditionType, str] = {
     ConditionType.STALLED: "Only there, and True, while only a person can help; for kstatus, which Flux reads.",
     ConditionType.AS_PREDICTED: "Whether the last step brought what was predicted of it.",
     ConditionType.GPUS_KNOWN: "Of a GpuPool: whether the catalog has every GPU that it selects.",
+    ConditionType.GPUS_HEALTHY: "Of a GpuPool: only there, and False, while a GPU has told a fault of its own.",
     ConditionType.BACKEND_CHOSEN: "Of a GpuPool: the way in which engines come to share its GPUs, and why no other. It"
     " follows from what the nodes offer; nothing is to be set for it.",
 }
@@ -201,6 +216,13 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
         "Measuring": Meaning(means="It is judged after warm-up and a window."),
         "NoStep": Meaning(means="No step was taken that can be judged."),
         "Invalid": Meaning(means="See Accepted."),
+    },
+    ConditionType.GPUS_HEALTHY: {
+        "GpuFault": Meaning(
+            means="The driver reported an error of the GPU itself (an XID); its replicas move, and nothing goes there.",
+            do="Reset or exchange the GPU, then restart dcgm-exporter: it shows the last XID until then, and the GPU is"
+            " taken again as soon as it tells none.",
+        ),
     },
     ConditionType.GPUS_KNOWN: {
         "Known": Meaning(means="It has."),

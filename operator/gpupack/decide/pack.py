@@ -125,7 +125,12 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, name)
     if candidate.gpu.cordoned:
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"node {candidate.gpu.gpu.node} is cordoned")
+    if (faulty := board.faulty.get(uuid)) is not None:
+        yield _held(uuid, 1.0, 0.0, Unit.NONE, f"it is not well, {faulty.why}")
     present = candidate.present
+    for claim in board.facts.claims_on.get(uuid, ()) if present else ():
+        if claim.alone:
+            yield _held(uuid, len(present), 0.0, Unit.REPLICAS, f"{present[0].serving}, and {claim.alone}")
     met = candidate.demand.wanted <= candidate.planned
     for namespace, _ in sorted(board.tenants(uuid) - {board.tenant(uuid, key)}):
         other = namespace != key.namespace
@@ -528,7 +533,7 @@ def _state(board: Board, uuid: str) -> GpuState:
             saturation, ceiling = saturation_of(board, uuid)
             saturated = saturation.value >= ceiling
         found = board.states[uuid] = GpuState(
-            barred=not gpu.node_ready or bool(gpu.foreign),
+            barred=not gpu.node_ready or bool(gpu.foreign) or uuid in board.faulty,
             used=board.is_used(uuid),
             takes_one=_is_not_exported(gpu.fb_used),
             saturated=saturated,

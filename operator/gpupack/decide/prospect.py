@@ -108,6 +108,7 @@ class Prospects:
     def __init__(self, facts: Facts) -> None:
         self.servings = facts.servings
         self.lengths = {key: live_lengths(serving, facts) or serving.lengths for key, serving in facts.servings.items()}
+        self.overheads = overheads_of(facts)
         self._reserve = facts.policy.gpu_reserve
         self._keys: dict[ServingKey, ServingKey] = {}
         self._kin: dict[tuple[ServingKey, Shape], Kin] = {}
@@ -179,7 +180,8 @@ class Prospects:
         found = self._memory.get((kind.name, kin))
         if found is None:
             serving = self.servings[kin.serving]
-            found = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind).total
+            predicted = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind).total
+            found = Bytes(predicted + self.overheads.get((kin.serving, kind.name), 0))
             self._memory[kind.name, kin] = found
         return found
 
@@ -190,7 +192,8 @@ class Prospects:
             serving = self.servings[kin.serving]
             parts = memory.replica_memory(serving.llm, serving.dtype, kin.shape, kind)
             every = (parts.weights, parts.context, parts.graphs, parts.activation, parts.kv_cache)
-            found = self._most[kind.name, kin] = sum(part.high for part in every)
+            overhead = self.overheads.get((kin.serving, kind.name), 0)
+            found = self._most[kind.name, kin] = sum(part.high for part in every) + overhead
         return found
 
     def _predict(self, kind: GpuKind, mix: Mix, rates: tuple[float | None, ...]) -> GpuPrediction:
@@ -219,6 +222,12 @@ class Prospects:
             )
             found = self._lone[kind.name, kin] = _alike(kind, group)
         return found
+
+
+def overheads_of(facts: Facts) -> dict[tuple[ServingKey, str], Bytes]:
+    """Bytes of GPU memory that an engine was seen to need beyond what is predicted, by serving and kind of GPU."""
+    lessons = facts.plan.lessons if facts.plan is not None else ()
+    return {(each.serving, each.gpu_kind): each.overhead for each in lessons if each.overhead}
 
 
 def coefficients_of(serving: Serving, kind: GpuKind) -> Coefficients:

@@ -21,7 +21,8 @@ from gpupack.units import Bytes
 class Question:
     """One model on one kind of GPU. `sharing` EXCLUSIVE: one engine a GPU. `node_cores` None: the CPU is not counted.
 
-    `slo` None asks for the assumed one. `max_replicas` None: as many as pay.
+    `slo` None asks for the assumed one. `max_replicas` None: as many as pay. `overhead` are bytes that an engine was
+    seen to need beyond what is predicted.
     """
 
     llm: Llm
@@ -39,11 +40,12 @@ class Question:
     max_num_batched_tokens: int = memory.DEFAULT_BATCHED_TOKENS
     chunked_prefill: bool = True
     max_replicas: int | None = None
+    overhead: Bytes = Bytes(0)
 
 
 def question_of(
     serving: Serving, gpu: GpuKind, policy: Policy, *, lengths: Lengths, sharing: Sharing, coefficients: Coefficients,
-    node_cores: float | None = None,
+    node_cores: float | None = None, overhead: Bytes = Bytes(0),
 ) -> Question:  # fmt: skip
     """The question about a serving of a cluster; `lengths` are the declared ones or those of live load."""
     return Question(
@@ -59,6 +61,7 @@ def question_of(
         policy=policy,
         cpu_cores=serving.cpu_cores,
         node_cores=node_cores,
+        overhead=overhead,
     )
 
 

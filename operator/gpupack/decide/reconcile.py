@@ -16,6 +16,7 @@ from gpupack.decide.board import Board
 from gpupack.decide.capacity import capacity_of
 from gpupack.decide.demand import Basis, Demand, ask
 from gpupack.decide.experiment import judge
+from gpupack.decide.faults import faulty_gpus, learn
 from gpupack.decide.hold import placement_of, withdraw
 from gpupack.decide.pack import went_past
 from gpupack.decide.prospect import Prospects
@@ -43,6 +44,7 @@ def reconcile(observation: Observation, facts: Facts | None = None) -> Outcome:
         return _held(facts)
     prospects = Prospects(facts)
     before = adopt(facts) if facts.plan is None else facts.plan
+    before = replace(before, faulty=faulty_gpus(facts, before.faulty))
     shapes = choose(facts, prospects, before.shapes)
     board = Board(facts, replace(before, shapes=shapes), prospects)
     old = {each.serving: each for each in before.records}
@@ -58,6 +60,8 @@ def reconcile(observation: Observation, facts: Facts | None = None) -> Outcome:
         withdrawn=tuple(board.withdrawn[key] for key in sorted(board.withdrawn)),
         experiments=tuple(board.experiments[uuid] for uuid in sorted(board.experiments)),
         undone=tuple(sorted(board.undone, key=lambda each: (each.serving, each.at, each.neighbours))),
+        faulty=tuple(board.faulty[uuid] for uuid in sorted(board.faulty)),
+        lessons=tuple(board.lessons[key] for key in sorted(board.lessons)),
     )
     changed = plan != facts.plan
     statuses = [report.serving_status(board, each, records.get(key)) for key, each in facts.servings.items()]
@@ -124,6 +128,7 @@ def _decide(
     """Move the board by at most one step on every GPU, and record why; also whose engines are to be looked at again."""
     facts = board.facts
     _forget(board)
+    learn(board)
     given_up = withdraw(board, lambda placement: obstacle(board, placement))
     demands = {
         key: ask(each, facts, len(board.of[key]), capacity_of(board, each), _most(board, each))

@@ -25,6 +25,9 @@ WARNINGS: frozenset[str] = frozenset(
         Step.DTYPE_NOT_SUPPORTED,
         Step.NO_GPU,
         Step.NO_ENGINE,
+        Step.ENGINE_REFUSED,
+        Step.MPS_LOST,
+        Step.HOST_LOST,
     )
 )
 

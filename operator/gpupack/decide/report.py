@@ -13,6 +13,7 @@ from dataclasses import replace
 from gpupack.decide import explain
 from gpupack.decide.backends import weigh
 from gpupack.decide.board import Board
+from gpupack.decide.faults import refused
 from gpupack.decide.hold import is_settled
 from gpupack.facts.engine_args import shape_args
 from gpupack.facts.experiment import Experiment, Judgement
@@ -39,7 +40,7 @@ PACKED_AS_FAR_AS_IT_PAYS = frozenset(
 )
 
 
-STALLED = frozenset(each.value for each in (Step.SHARING_NOT_ALLOWED, Step.DTYPE_NOT_SUPPORTED))
+STALLED = frozenset(each.value for each in (Step.SHARING_NOT_ALLOWED, Step.DTYPE_NOT_SUPPORTED, Step.ENGINE_REFUSED))
 """Reasons that stand until somebody edits the serving or its pool."""
 
 
@@ -170,8 +171,16 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
         gpus=len(facts.gpus),
         gpus_in_use=len({each.gpu_uuid for each in placements}),
         replicas=len(placements),
-        conditions=(accepted, ready, _gpus_known(facts), *_backend_chosen(facts)),
+        conditions=(accepted, ready, _gpus_known(facts), *_gpus_healthy(plan), *_backend_chosen(facts)),
     )
+
+
+def _gpus_healthy(plan: Plan | None) -> tuple[Condition, ...]:
+    """Only there while one is not."""
+    if plan is None or not plan.faulty:
+        return ()
+    message = f"{explain.faulty((each.gpu_uuid, each.why) for each in plan.faulty)} Nothing is planned there."
+    return (_condition(ConditionType.GPUS_HEALTHY, Truth.FALSE, "GpuFault", message),)
 
 
 def _gpus_known(facts: Facts) -> Condition:
@@ -246,6 +255,9 @@ def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: i
         return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED.value, explain.suspended(planned))
     message = explain.ready(ready, max(planned, ready))
     if ready == 0:
+        if (lesson := refused(board, serving.key, serving.template_hash)) is not None:
+            why = explain.engine_refused(lesson.refusal, board.facts.policy.remember_undone)
+            return _condition(ConditionType.READY, Truth.FALSE, Step.ENGINE_REFUSED.value, f"{message} {why}")
         if not planned:
             return _condition(ConditionType.READY, Truth.FALSE, "NotPlaced", message)
         waits = next((each for each in sorted(pods, key=lambda each: each.name) if each.message), None)
@@ -282,7 +294,7 @@ def _packed(board: Board, serving: Serving, record: Record | None) -> Condition:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
     if reason == Reason.DATA_MISSING:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
-    if reason in (Step.ADDED, Step.REMOVED, Step.REPLACED, Step.MOVED):
+    if reason in (Step.ADDED, Step.REMOVED, Step.REPLACED, Step.MOVED, Step.MPS_LOST, Step.HOST_LOST):
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
     if reason == Step.GOES_PAST:
         return _condition(ConditionType.PACKED, Truth.TRUE, reason, message)

@@ -15,13 +15,13 @@ from functools import lru_cache
 from gpupack.decide.advise import Advice, advise
 from gpupack.decide.pack import itl_of, sharing_of
 from gpupack.decide.prospect import Kin, Prospects, belief_of, coefficients_of
-from gpupack.decide.question import question_of
+from gpupack.decide.question import memory_needed, question_of
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.placement import ChosenShape, FormerShape
 from gpupack.facts.serving import Lengths, Serving, Shape, Sharing
 from gpupack.perf.memory import replica_memory, utilization_hundredths
-from gpupack.units import Seconds
+from gpupack.units import Bytes, Seconds
 
 ASKED_AT_ONCE = 8
 """So many questions a tick: each is a search, and the loop has other servings to look after."""
@@ -41,17 +41,22 @@ def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> t
         sharing = sharing_of(serving, facts.policy)
         if sharing is None or serving.observes:
             continue
-        digest = digest_of(serving, sharing)
+        declared = digest_of(serving, sharing)
         for name, kind in sorted(kinds.items()):
             if not kind.computes_in(serving.dtype):
                 continue
-            old = known.get((key, name))
+            old, overhead = known.get((key, name)), prospects.overheads.get((key, name))
+            digest = f"{declared}+{overhead}" if overhead else declared
             if old is not None and old.inputs == digest:
                 found[key, name] = _reconsidered(old, serving, sharing, kind, facts, prospects)
             elif asked < ASKED_AT_ONCE:
                 asked += 1
                 running = None if old is not None else _running_shape(serving, kind, facts)
-                found[key, name] = _asked(serving, sharing, kind, facts, serving.lengths, digest, running)
+                if old is not None and overhead and old.inputs.partition("+")[0] == declared:
+                    running = _that_fits(old.shape, serving, kind, overhead, facts.policy.gpu_reserve)
+                found[key, name] = _asked(
+                    serving, sharing, kind, facts, serving.lengths, digest, running, overhead or Bytes(0)
+                )
             elif old is not None:
                 found[key, name] = old
     return tuple(sorted(found.values(), key=lambda each: (each.serving, each.gpu_kind)))
@@ -65,12 +70,13 @@ def _asked(
     lengths: Lengths,
     digest: str,
     running: Shape | None = None,
+    overhead: Bytes = Bytes(0),
 ) -> ChosenShape:
     """The advisor's answer; `running` is what runs already and stays (a plan that was lost restarts nothing)."""
-    advice = _advice(serving, sharing, kind, facts, lengths)
+    advice = _advice(serving, sharing, kind, facts, lengths, overhead)
     shape, hundredths = advice.shape, advice.utilization_hundredths
     if running is not None and running != shape:
-        total = replica_memory(serving.llm, serving.dtype, running, kind).total
+        total = Bytes(replica_memory(serving.llm, serving.dtype, running, kind).total + overhead)
         shape, hundredths = running, utilization_hundredths(total, kind)
     return ChosenShape(
         serving=serving.key,
@@ -85,13 +91,21 @@ def _asked(
     )
 
 
-def _advice(serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, lengths: Lengths) -> Advice:
+def _that_fits(shape: Shape, serving: Serving, kind: GpuKind, overhead: Bytes, reserve: Bytes) -> Shape | None:
+    """The shape, if one engine of it fits a GPU with what it was seen to need; so a lesson restarts nobody."""
+    total = Bytes(replica_memory(serving.llm, serving.dtype, shape, kind).total + overhead)
+    return shape if memory_needed(total, 1, kind, reserve) <= kind.memory_bytes else None
+
+
+def _advice(
+    serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, lengths: Lengths, overhead: Bytes
+) -> Advice:
     hosts = {gpu.gpu.node for gpu in facts.gpus.values() if gpu.gpu.kind == kind}
     cores = max((facts.nodes[host].cpu_cores for host in hosts if host in facts.nodes), default=None)
     return advise(
         question_of(
             serving, kind, facts.policy, lengths=lengths, sharing=sharing,
-            coefficients=coefficients_of(serving, kind), node_cores=cores,
+            coefficients=coefficients_of(serving, kind), node_cores=cores, overhead=overhead,
         )
     )  # fmt: skip
 
@@ -105,7 +119,8 @@ def _reconsidered(
     as_asked = lengths == serving.lengths and belief_of(serving, kind) is None
     if as_asked or facts.at - old.chosen_at < policy.shape_interval:
         return settled
-    advice = _advice(serving, sharing, kind, facts, lengths)
+    overhead = prospects.overheads.get((serving.key, kind.name), Bytes(0))
+    advice = _advice(serving, sharing, kind, facts, lengths, overhead)
     if advice.shape == old.shape or not advice.fits:
         return settled
     now = _goodput(prospects.kin(serving.key, old.shape), old.replicas_per_gpu, old, kind, prospects)
@@ -118,7 +133,7 @@ def _reconsidered(
     was = FormerShape(
         shape=old.shape, replicas_per_gpu=old.replicas_per_gpu, utilization_hundredths=old.utilization_hundredths
     )
-    return replace(_asked(serving, sharing, kind, facts, lengths, old.inputs), was=was)
+    return replace(_asked(serving, sharing, kind, facts, lengths, old.inputs, overhead=overhead), was=was)
 
 
 def _goodput(kin: Kin, count: int, old: ChosenShape, kind: GpuKind, prospects: Prospects) -> float:

@@ -43,10 +43,10 @@ class _Todo:
 def steps(board: Board) -> tuple[Action, ...]:
     """What brings the cluster nearer to the plan: at most one stop and one start on every GPU."""
     todo = _Todo()
-    _children(board, todo)
+    kept = _kept(board)
+    _children(board, kept, todo)
     _marks(board, todo)
     places = sorted({*board.on, *board.facts.replicas_on})
-    kept = _kept(board)
     for uuid in places:
         _stop_one(board, uuid, kept, todo)
     for uuid in places:
@@ -60,7 +60,8 @@ def is_active(board: Board, key: ServingKey) -> bool:
     return serving is not None and serving.mode is Mode.ACTIVE
 
 
-def _children(board: Board, todo: _Todo) -> None:
+def _children(board: Board, kept: set[str], todo: _Todo) -> None:
+    """Service and budget. A drain may not take a replica whose successor on another node is on its way."""
     for key in board.facts.servings:
         if not is_active(board, key):
             continue
@@ -69,9 +70,15 @@ def _children(board: Board, todo: _Todo) -> None:
             todo.children.append(ApplyService(serving=key))
         there = None if seen is None else seen.min_available
         planned = len(board.of[key])
-        least = max(0, planned - 1)
+        moves = any(each.name in kept and _is_cordoned(board, each) for each in board.leftovers_of(key))
+        least = planned if moves else max(0, planned - 1)
         if there != least and (planned or there is not None):
             todo.children.append(ApplyBudget(serving=key, min_available=least))
+
+
+def _is_cordoned(board: Board, pod: ReplicaSeen) -> bool:
+    gpu = board.facts.gpus.get(pod.gpu_uuid)
+    return gpu is not None and gpu.cordoned
 
 
 def _marks(board: Board, todo: _Todo) -> None:
@@ -159,6 +166,8 @@ def obstacle(board: Board, placement: Placement) -> str | None:
         return f"node {gpu.gpu.node} is not ready"
     if gpu.cordoned:
         return f"node {gpu.gpu.node} is cordoned"
+    if (faulty := board.faulty.get(uuid)) is not None:
+        return f"the GPU is not well: {faulty.why}"
     if gpu.foreign:
         return f"the GPU is held by {gpu.foreign[0]}"
     pods = facts.replicas_on.get(uuid, ())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from gpupack.decide import explain
 from gpupack.decide.board import Board
 from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.evidence import standing
 from gpupack.decide.experiment import TakenBack, begin
+from gpupack.decide.faults import refused
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, renew, to_give_up
 from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey
 from gpupack.decide.recording import Decision, stopped
 from gpupack.decide.undone import ANOTHER_SHAPE
 from gpupack.facts.interpretation import Facts
+from gpupack.facts.observation import Trouble
 from gpupack.facts.placement import Placement, Record
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
@@ -22,6 +24,8 @@ from gpupack.plan import Reason, Step, Unit, Verdict
 
 PREDICTED: frozenset[str] = frozenset((Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN))
 STOPS: frozenset[str] = frozenset(Reason)
+RESTS: frozenset[str] = frozenset((Reason.DEMAND_MET, Step.GOES_PAST))
+"""What is said only once every replica serves."""
 CALMER = 0.9
 """The load must fall below this share of the target before it is told as met where one more was wanted."""
 
@@ -47,15 +51,16 @@ def take_turn(
     if kinds and not any(kind.computes_in(serving.dtype) for kind in kinds):
         message = explain.dtype_not_supported(serving.dtype.value, (kind.name for kind in kinds))
         return Decision(reason=Step.DTYPE_NOT_SUPPORTED, subject=str(key), message=message)
+    lesson = refused(board, key, serving.template_hash)
     for each in given_up:
-        if each.placement.serving == key:
+        if each.placement.serving == key and lesson is None:
             return _withdrawn(each, facts)
     for undone in taken_back:
         if undone.experiment.serving == key:
             return _rolled_back(undone, facts)
     if serving.mode is Mode.ADVISE:
         return _advised(board, serving, sharing, demand, verdicts)
-    renewal = renew(board, serving, sharing, demand)
+    renewal = renew(board, serving, sharing, demand) if lesson is None else None
     if renewal is not None and renewal.new is not None:
         if not any(each.serving == key and each.neighbours.startswith(ANOTHER_SHAPE) for each in board.undone):
             begin(board, renewal.new, renewal.before, Step.REPLACED, asked=renewal.asked)
@@ -69,8 +74,14 @@ def take_turn(
         left = len(board.of[key])
         message = explain.removed(victim.gpu_uuid, left, demand.rate if demand.basis is Basis.ARRIVALS else None)
         return Decision(reason=Step.REMOVED, subject=victim.gpu_uuid, message=message)
-    if (evicted := _evicted(board, serving)) is not None:
-        return _away_from(board, serving, sharing, demand, evicted)
+    if lesson is not None:
+        message = explain.engine_refused(lesson.refusal, facts.policy.remember_undone)
+        return Decision(reason=Step.ENGINE_REFUSED, subject=str(key), message=message)
+    for misplaced in _misplaced(board, serving):
+        if (decision := _away_from(board, serving, sharing, demand, misplaced)) is not None:
+            return decision
+    if (lost := _lost(board, serving, record)) is not None:
+        return lost
     found = survey(board, serving, sharing, demand)
     verdicts.extend((key, verdict) for verdict in found.verdicts)
     if renewal is not None and renewal.stop is not None:
@@ -183,26 +194,74 @@ def _elsewhere(
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
 
 
-def _evicted(board: Board, serving: Serving) -> Placement | None:
-    """A placement on a cordoned node that has lost its pod, or is about to: it cannot come back there."""
-    for placement in board.of[serving.key]:
-        gpu, pod = board.facts.gpus.get(placement.gpu_uuid), board.pod(placement)
-        if gpu is not None and gpu.cordoned and (pod is None or pod.deletion_at is not None):
-            return placement
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Misplaced:
+    """A placement that should be elsewhere. `must`: it does not serve where it is."""
+
+    placement: Placement
+    why: str
+    must: bool
+
+
+def _misplaced(board: Board, serving: Serving) -> Iterator[_Misplaced]:
+    """Those that lost their pod, or are about to, first; one that still serves goes only when all others do."""
+    for ready in (False, True):
+        for placement in tuple(board.of[serving.key]):
+            if board.is_ready(placement) is ready and (why := _why_not_here(board, placement)) is not None:
+                yield _Misplaced(placement=placement, why=why, must=not ready)
+        if not is_settled(board, serving.key):
+            return
+
+
+def _why_not_here(board: Board, placement: Placement) -> str | None:
+    uuid = placement.gpu_uuid
+    gpu, pod = board.facts.gpus.get(uuid), board.pod(placement)
+    if gpu is None:  # one whose pod has gone is forgotten, one that serves is well wherever it is
+        return None if board.is_ready(placement) else "the GPU is not published any more"
+    if (faulty := board.faulty.get(uuid)) is not None:
+        return f"the GPU is not well, {faulty.why}"
+    if gpu.evicts is not None:
+        return f"the GPU has the taint {gpu.evicts}"
+    starts = pod is not None and pod.deletion_at is None and not board.is_ready(placement)
+    if gpu.cordoned and not starts:
+        gone = " and its pod was taken away" if pod is None or pod.deletion_at is not None else ""
+        return f"node {gpu.gpu.node} is cordoned{gone}"
     return None
 
 
-def _away_from(board: Board, serving: Serving, sharing: Sharing, demand: Demand, evicted: Placement) -> Decision | None:
+def _away_from(
+    board: Board, serving: Serving, sharing: Sharing, demand: Demand, misplaced: _Misplaced
+) -> Decision | None:
     """It moves to a GPU that takes it, in one step: the count, and with it the disruption budget, stays as it is."""
-    node = board.facts.gpus[evicted.gpu_uuid].gpu.node
-    board.remove(evicted)  # it counts neither against a maximum nor against what data must be there
+    old = misplaced.placement
+    touched = old.gpu_uuid in board.touched
+    board.remove(old)  # it counts neither against a maximum nor against what data must be there
     found = survey(board, serving, sharing, replace(demand, wanted=max(demand.wanted, len(board.of[serving.key]) + 1)))
     if found.uuid is None:
-        board.add(evicted)
-        return stopped(found.stop) if found.stop is not None else None
+        board.add(old)
+        if not touched:
+            board.touched.discard(old.gpu_uuid)
+        return stopped(found.stop) if found.stop is not None and misplaced.must else None
     _added(board, serving, sharing, demand, found, found.uuid, step=Step.MOVED, asked=True)
-    message = explain.drained(evicted.gpu_uuid, found.uuid, node)
+    message = explain.moved_away(old.gpu_uuid, found.uuid, misplaced.why)
     return Decision(reason=Step.MOVED, subject=found.uuid, message=message)
+
+
+def _lost(board: Board, serving: Serving, record: Record | None) -> Decision | None:
+    """What engines that live in one pod have lost together, while they come again in the order of the plan."""
+    rested = record is not None and record.reason in RESTS
+    for placement in board.of[serving.key]:
+        uuid, pod = placement.gpu_uuid, board.pod(placement)
+        gpu = board.facts.gpus.get(uuid)
+        if pod is not None and pod.trouble is Trouble.MPS_LOST and not board.is_ready(placement):
+            message = explain.mps_lost(uuid, pod.message)
+            return Decision(reason=Step.MPS_LOST, subject=uuid, message=message)
+        if gpu is None or not gpu.gpu.one_household or record is None:
+            continue
+        gone = pod is None and rested and record.at > placement.planned_at
+        if gone or (pod is not None and pod.deletion_at is not None):
+            return Decision(reason=Step.HOST_LOST, subject=uuid, message=explain.host_lost(uuid))
+    return None
 
 
 def appraised(serving: Serving, appraisal: Appraisal) -> Decision:

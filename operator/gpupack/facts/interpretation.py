@@ -15,6 +15,8 @@ from typing import TypeVar
 from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
+    DEVICE_TAINT,
+    EVICTING,
     Cause,
     ClaimSeen,
     EngineSeen,
@@ -42,6 +44,8 @@ Known = float | Missing
 """A number in its base unit that may be used, or why there is none."""
 UNCOUNTED = Missing(cause=Cause.NO_SERIES, origin="waiting")
 UNTOLD = Missing(cause=Cause.NO_SERIES, origin="engine")
+XIDS_OF_PROGRAMS = frozenset((13, 31, 43, 45, 68, 109))
+"""Errors that the program on the GPU made; the GPU stays healthy. Source: k8s-device-plugin, internal/rm/health.go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +100,8 @@ class EngineFacts:
 class GpuFacts:
     """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes.
 
-    `cordoned`: its node takes no new pods, because somebody wants it empty.
+    `cordoned`: its node takes no new pods, because somebody wants it empty. `fault` is why the device itself must not
+    be used, empty if it tells that it is well, None if nothing tells. `evicts` is a taint on it that drives pods away.
     """
 
     gpu: Gpu
@@ -105,6 +110,8 @@ class GpuFacts:
     fb_used: Known
     foreign: tuple[str, ...]
     cordoned: bool = False
+    fault: str | None = None
+    evicts: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +157,11 @@ def interpret(observation: Observation) -> Facts:
     foreign: dict[str, list[str]] = defaultdict(list)
     for holder in observation.holders:
         foreign[holder.gpu_uuid].append(f"{holder.kind} {holder.name}")
+    evicts = {
+        each.gpu_uuid: each.name
+        for each in observation.holders
+        if each.kind == DEVICE_TAINT and each.name.endswith(EVICTING)
+    }
     claims: dict[str, list[ClaimSeen]] = defaultdict(list)
     for claim in sorted(observation.claims, key=lambda each: (each.namespace, each.name)):
         claims[claim.gpu_uuid].append(claim)
@@ -170,7 +182,7 @@ def interpret(observation: Observation) -> Facts:
         pool_problem=observation.pool_problem,
         servings={each.key: each for each in sorted(observation.servings, key=lambda each: each.key)},
         refused={each.key: each for each in sorted(observation.refused, key=lambda each: each.key)},
-        gpus={each.gpu.uuid: _gpu(each, policy, observation.at, foreign) for each in gpus},
+        gpus={each.gpu.uuid: _gpu(each, policy, observation.at, foreign, evicts) for each in gpus},
         nodes={each.name: each for each in observation.nodes},
         replicas_on=_frozen(on),
         replicas_of=_frozen(of),
@@ -189,7 +201,9 @@ def _frozen(groups: Mapping[K, list[V]]) -> dict[K, tuple[V, ...]]:
     return {key: tuple(values) for key, values in groups.items()}
 
 
-def _gpu(seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]]) -> GpuFacts:
+def _gpu(
+    seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]], evicts: Mapping[str, str]
+) -> GpuFacts:
     limit = policy.dcgm_period * policy.stale_periods
     return GpuFacts(
         gpu=seen.gpu,
@@ -198,7 +212,16 @@ def _gpu(seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Itera
         fb_used=_known(seen.fb_used, at, limit),
         foreign=tuple(sorted(foreign.get(seen.gpu.uuid, ()))),
         cordoned=seen.cordoned,
+        fault=_fault(_known(seen.xid, at, limit)),
+        evicts=evicts.get(seen.gpu.uuid),
     )
+
+
+def _fault(xid: Known) -> str | None:
+    """What the last XID means for the GPU. One that a program brought on itself says nothing of it."""
+    if isinstance(xid, Missing) or round(xid) in XIDS_OF_PROGRAMS:
+        return None
+    return f"its driver told XID {round(xid)}" if xid else ""
 
 
 def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:

@@ -14,7 +14,7 @@ from gpupack.facts.placement import Plan, PredictedEffect
 from gpupack.facts.policy import Policy
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Serving, ServingKey, Shape, Sharing
-from gpupack.units import Seconds
+from gpupack.units import Bytes, Seconds
 
 
 class Cause(StrEnum):
@@ -54,6 +54,18 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+class Trouble(StrEnum):
+    """Why an engine's process ended that another attempt of the same kind would not help.
+
+    OUT_OF_MEMORY: the GPU had less memory than it asked for. REFUSED: its image does not take what it is started with.
+    MPS_LOST: the MPS server that it was a client of is gone, with all its clients.
+    """
+
+    OUT_OF_MEMORY = "OutOfMemory"
+    REFUSED = "Refused"
+    MPS_LOST = "MpsLost"
+
+
 QUOTE, UNQUOTE = "\u201c", "\u201d"
 
 
@@ -70,7 +82,8 @@ class ReplicaSeen:
     `content_hash` is the label of that name; `deletion_at` is None while nobody asked for its end. `marked` is False
     where somebody changed those labels: then what stands here is what the plan says of a pod of that name.
     `utilization_hundredths` is the `--gpu-memory-utilization` it was started with: what it may hold at most, known even
-    when its serving is gone.
+    when its serving is gone. `trouble` is what ended its process last, where that is known to be of a kind, and `short`
+    how many bytes of GPU memory were missing then, as far as it told.
     """
 
     name: str
@@ -93,6 +106,8 @@ class ReplicaSeen:
     predicted: PredictedEffect | None = None
     utilization_hundredths: int | None = None
     marked: bool = True
+    trouble: Trouble | None = None
+    short: Bytes = Bytes(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +179,8 @@ class EngineSeen:
 class GpuSeen:
     """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes.
 
-    `cordoned`: somebody said that its node takes no new pods.
+    `cordoned`: somebody said that its node takes no new pods. `xid` is the code of the last error that the driver told
+    of it, 0 if none.
     """
 
     gpu: Gpu
@@ -173,11 +189,18 @@ class GpuSeen:
     fb_used: Measured
     power: Measured
     cordoned: bool = False
+    xid: Measured = Missing(cause=Cause.NO_SERIES, origin="xid")
+
+
+DEVICE_TAINT, EVICTING = "DeviceTaint", ":NoExecute"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Somebody else on a GPU: an allocated claim or a pod with an extended resource that gpupack did not make."""
+    """Somebody else on a GPU: an allocated claim or a pod with an extended resource that gpupack did not make.
+
+    Or a taint on the device, by its key, value and effect.
+    """
 
     gpu_uuid: str
     kind: str
@@ -203,7 +226,7 @@ class ClaimSeen:
     """What holds a GPU for a namespace, one per namespace and GPU. `owners` are the uids of the servings that own it.
 
     A ResourceClaim, or a pod that engines come into: then `household` says whose engines it takes and `engines` how
-    many, which cannot change while it is there.
+    many, which cannot change while it is there. `alone` is why only one engine at a time can run in it, else empty.
     """
 
     namespace: str
@@ -215,6 +238,7 @@ class ClaimSeen:
     deleting: bool = False
     household: str = ""
     engines: int | None = None
+    alone: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

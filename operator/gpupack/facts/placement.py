@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo
-from gpupack.units import Ratio, Seconds
+from gpupack.units import Bytes, Ratio, Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +129,36 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FaultyGpu:
+    """A GPU that told a fault of its own: it takes nothing until it tells that it is well."""
+
+    gpu_uuid: str
+    why: str
+    since: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a start that failed has taught of a serving's engines of one pod template on a kind of GPU.
+
+    `overhead` are bytes of GPU memory that each takes beyond what is predicted. `refusal` is why its image does not
+    start at all, in words; it is believed `until` then. Another template begins anew.
+    """
+
+    serving: ServingKey
+    gpu_kind: str
+    template_hash: str
+    overhead: Bytes = Bytes(0)
+    refusal: str = ""
+    until: Seconds = Seconds(0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything the pool's task has decided. Sorted tuples, so that equal plans are equal values.
 
     `experiments` are the last of each GPU, open or judged; `undone` is what was taken back and is remembered.
+    `faulty` are GPUs that are left alone, `lessons` what starts that failed have taught.
     """
 
     placements: tuple[Placement, ...] = ()
@@ -141,6 +167,8 @@ class Plan:
     withdrawn: tuple[Withdrawn, ...] = ()
     experiments: tuple[Experiment, ...] = ()
     undone: tuple[Undone, ...] = ()
+    faulty: tuple[FaultyGpu, ...] = ()
+    lessons: tuple[Lesson, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ class Times:
     """In seconds. `settle`: between being ordered away and SIGTERM. `drain`: between SIGTERM and SIGKILL; `broken`: the
     same for clients of an MPS server that is lost, which have nothing left to drain.
 
-    Back-offs double from the first to the longest; an engine that ran for `forgiven` begins anew.
+    Back-offs double from the first to the longest; an engine that ran for `forgiven` begins anew. What failed so
+    shortly before MPS was found to be lost, `together`, failed with it.
     """
 
     settle: float = 5.0
@@ -43,6 +44,7 @@ class Times:
     mps_start: float = 30.0
     mps_stop: float = 10.0
     mps_tries: int = 3
+    together: float = 10.0
 
 
 class Stage(StrEnum):
@@ -236,7 +238,7 @@ def step(state: State, event: Event, at: float, times: Times) -> tuple[State, tu
         case MpsEnded():
             state = _mps_ended(state, event.ending, at, times)
         case MpsSeen():
-            state = _mps_seen(state, event, at)
+            state = _mps_seen(state, event, at, times)
         case AskedToStop():
             state = replace(state, stopping=True)
         case Passed():
@@ -326,7 +328,7 @@ def _mps_ended(state: State, ending: Ending, at: float, times: Times) -> State:
         backoff = min(times.longest_backoff, times.first_backoff * 2 ** (tries - 1))
         return replace(state, mps=replace(mps, stage=stage, since=at, tries=tries, again_at=at + backoff, why=why))
     if mps.stage is Mps.READY:
-        return _lost(replace(state, mps=mps), f"the MPS daemon ended: {_told(ending)}", at)
+        return _lost(replace(state, mps=mps), f"the MPS daemon ended: {_told(ending)}", at, times)
     if mps.stage is Mps.STOPPING:
         mps = replace(mps, stage=Mps.OFF, since=at)
     return replace(state, mps=mps)
@@ -336,22 +338,29 @@ def _told(ending: Ending) -> str:
     return f"{ending.words}: {ending.log[-1]}" if ending.log else ending.words
 
 
-def _mps_seen(state: State, seen: MpsSeen, at: float) -> State:
+def _mps_seen(state: State, seen: MpsSeen, at: float, times: Times) -> State:
     mps = state.mps
     if mps.stage is Mps.STARTING and seen.server is not None and not seen.fault:
         return replace(state, mps=replace(mps, stage=Mps.READY, since=at, server=seen.server, tries=0))
     if mps.stage is not Mps.READY:
         return state
     if seen.fault:
-        return _lost(state, f"the MPS server {mps.server} reports {seen.fault}", at)
+        return _lost(state, f"the MPS server {mps.server} reports {seen.fault}", at, times)
     if seen.server != mps.server:
-        return _lost(state, f"the MPS server {mps.server} is gone", at)
+        return _lost(state, f"the MPS server {mps.server} is gone", at, times)
     return state
 
 
-def _lost(state: State, why: str, at: float) -> State:
+def _lost(state: State, why: str, at: float, times: Times) -> State:
+    """Clients often end before anybody has looked at the server: theirs is its fault, and they wait for nothing."""
     mps = replace(state.mps, stage=Mps.LOST, since=at, restarts=state.mps.restarts + 1, why=why)
-    return replace(state, mps=mps)
+
+    def excuse(engine: Engine) -> Engine:
+        if engine.stage is not Stage.FAILED or at - engine.since > times.together:
+            return engine
+        return replace(engine, stage=Stage.WAITING, since=at, again_at=at, backoff=0.0, why=why)
+
+    return _each(replace(state, mps=mps), excuse)
 
 
 # What time and state ask for

@@ -19,6 +19,7 @@ from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.kube import labels
 from gpupack.kube.shape_resource import shape_of
 from gpupack.kube.times import seconds_of
+from gpupack.kube.trouble import trouble_of
 from gpupack.units import Ratio, Seconds
 
 Child = Mapping[str, Any]
@@ -76,6 +77,8 @@ def _replica(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     address = status.get("podIP")
     containers = status.get("containerStatuses", ())
+    message = _message(status)
+    trouble, short = trouble_of(message)
     return ReplicaSeen(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -93,7 +96,9 @@ def _replica(pod: Mapping[str, Any], placement: Placement) -> ReplicaSeen:
         in_service=True,
         address=None if address is None else f"{address}:{PORT}",
         restarts=max((each.get("restartCount", 0) for each in containers), default=0),
-        message=_message(status),
+        message=message,
+        trouble=trouble,
+        short=short,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from gpupack.facts.engine_args import PORT
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, quoted
+from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, Trouble, quoted
 from gpupack.facts.placement import gpu_hash
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.host.archive import NAME as ARCHIVE
@@ -27,8 +27,9 @@ from gpupack.kube import child_resource, labels, manifests
 from gpupack.kube.quantities import number_text
 from gpupack.kube.serving_resource import EngineTemplate
 from gpupack.kube.times import rfc3339
+from gpupack.kube.trouble import trouble_of
 from gpupack.plan import ApplyClaim, StartReplica
-from gpupack.units import Seconds, parse_bytes
+from gpupack.units import Bytes, Seconds, parse_bytes
 
 COMPONENT = "host"
 SUPERVISOR = "supervisor"
@@ -61,13 +62,17 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
-    """`number` changes with every change. `device` is the GPU that the pod was given, by uuid, or empty."""
+    """`number` changes with every change. `device` is the GPU that the pod was given, by uuid, or empty.
+
+    `mps_message` is why MPS was lost or does not start.
+    """
 
     number: int
     generation: int
     device: str
     mps: Mps
     engines: tuple[EngineReport, ...]
+    mps_message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +334,8 @@ def _seen(
         return seen
     if told is None or report is None:
         return replace(seen, phase=Phase.STARTING, restarts=0, message="" if report else "its supervisor was not heard")
-    seen = replace(seen, restarts=told.restarts, message=_message(told))
+    trouble, short = _trouble(told, report)
+    seen = replace(seen, restarts=told.restarts, message=_message(told), trouble=trouble, short=short)
     if told.stage is Stage.READY and told.ordered:
         return replace(seen, phase=Phase.READY, ready_at=told.ready_at)
     # Where engines cannot share, one that waits will not start by itself: like a pod that is never scheduled.
@@ -349,6 +355,21 @@ def _ending(host: HostPod, told: EngineReport) -> ReplicaSeen:
     )  # fmt: skip
 
 
+def _trouble(told: EngineReport, report: HostReport) -> tuple[Trouble | None, Bytes]:
+    """An engine that comes again for the sake of MPS says so in the supervisor's words, one that failed in its own."""
+    if told.stage is Stage.FAILED:
+        return trouble_of("\n".join((told.message, *told.log)))
+    lost = told.message and told.message == report.mps_message and told.stage is not Stage.READY
+    return (Trouble.MPS_LOST if lost else None), Bytes(0)
+
+
+def claim_of(host: HostPod, report: HostReport | None) -> ClaimSeen:
+    """What the pod holds, and whether its engines can share it, as far as its supervisor has told."""
+    if report is None or report.mps is not Mps.UNAVAILABLE:
+        return host.claim
+    return replace(host.claim, alone=f"MPS does not start in the pod {host.claim.name}: {report.mps_message}")
+
+
 def _message(told: EngineReport) -> str:
     if told.stage is not Stage.FAILED or not told.log:
         return told.message
@@ -364,6 +385,7 @@ def report_of(text: bytes | str) -> HostReport:
         device=found["gpu"],
         mps=Mps(found["mps"]["state"]),
         engines=tuple(_engine_report(each) for each in found["engines"]),
+        mps_message=found["mps"]["message"],
     )
 
 

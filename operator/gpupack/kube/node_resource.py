@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpupack.facts.gpu import Gpu, GpuKind
-from gpupack.facts.observation import Holder, NodeSeen
+from gpupack.facts.observation import DEVICE_TAINT, Holder, NodeSeen
 from gpupack.kube import labels
 from gpupack.kube.quantities import number_of
 from gpupack.units import MIB, Bytes, parse_bytes
@@ -262,7 +262,7 @@ def holders_of(
         if device.gpu.uuid not in taken or places is on_node:
             places.setdefault(device.gpu.node, []).append(device.gpu.uuid)
         if device.taint is not None:
-            held.add(Holder(gpu_uuid=device.gpu.uuid, kind="DeviceTaint", name=device.taint))
+            held.add(Holder(gpu_uuid=device.gpu.uuid, kind=DEVICE_TAINT, name=device.taint))
     for pod in pods:
         if pod.extended is not None:
             name = f"{pod.namespace}/{pod.name}"
@@ -313,10 +313,10 @@ def _device(device: Mapping[str, Any]) -> Device | None:
 
 
 def _taint(taints: Iterable[Mapping[str, str]]) -> str | None:
-    for taint in taints:
-        if taint["effect"] in BLOCKING_TAINTS:
-            return f"{taint['key']}={taint.get('value', '')}:{taint['effect']}"
-    return None
+    """The strongest: one that evicts before one that only keeps new pods away."""
+    blocking = [each for each in taints if each["effect"] in BLOCKING_TAINTS]
+    strongest = max(blocking, key=lambda each: BLOCKING_TAINTS.index(each["effect"]), default=None)
+    return None if strongest is None else f"{strongest['key']}={strongest.get('value', '')}:{strongest['effect']}"
 
 
 def _cpu_cores(spec: Mapping[str, Any]) -> float:

@@ -71,6 +71,8 @@ class Readings(Protocol):
     def fb_used(self) -> Measured: ...
     @property
     def power(self) -> Measured: ...
+    @property
+    def xid(self) -> Measured: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,7 +481,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         holders=_holders(mine, foreign_claims, foreign_pods, neighbours, {each.claim.gpu_uuid for each in hosts}),
         claims=(
             *(claim.ours for claim in claims if claim.ours is not None and claim.pool == name),
-            *(each.claim for each in hosts),
+            *(host_resource.claim_of(each, mirrors.hosts.report(each)) for each in hosts),
         ),
         replicas=(
             *(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
@@ -612,4 +614,5 @@ def _gpu_seen(gpu: Gpu, node_ready: bool, cordoned: bool, readings: Readings) ->
         fb_used=readings.fb_used,
         power=readings.power,
         cordoned=cordoned,
+        xid=readings.xid,
     )

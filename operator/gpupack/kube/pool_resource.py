@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.placement import ChosenShape, FormerShape, Placement, Plan, Record, Withdrawn
+from gpupack.facts.placement import (
+    ChosenShape,
+    FaultyGpu,
+    FormerShape,
+    Lesson,
+    Placement,
+    Plan,
+    Record,
+    Withdrawn,
+)
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
 from gpupack.kube.conditions import conditions_to_list
@@ -19,7 +28,7 @@ from gpupack.kube.experiment_resource import experiment_of, experiment_to_dict, 
 from gpupack.kube.shape_resource import serving_key_of, shape_of, shape_to_dict
 from gpupack.kube.times import rfc3339_micro, seconds_of
 from gpupack.plan import PoolStatus
-from gpupack.units import Ratio, Seconds, parse_bytes, ratio_from_percent
+from gpupack.units import Bytes, Ratio, Seconds, parse_bytes, ratio_from_percent
 
 _DEFAULT = Policy()
 GPUS_LIMIT = 512
@@ -180,6 +189,16 @@ def plan_to_status(plan: Plan) -> dict[str, Any]:
         ],
         "experiments": [experiment_to_dict(each) for each in plan.experiments],
         "undone": [undone_to_dict(each) for each in plan.undone],
+        "faulty": [
+            {"gpu": each.gpu_uuid, "why": each.why, "since": rfc3339_micro(each.since)} for each in plan.faulty
+        ],
+        "lessons": [
+            {
+                "serving": str(each.serving), "gpuKind": each.gpu_kind, "templateHash": each.template_hash,
+                "overheadBytes": each.overhead, "refusal": each.refusal, "until": rfc3339_micro(each.until),
+            }
+            for each in plan.lessons
+        ],
     }  # fmt: skip
 
 
@@ -214,6 +233,17 @@ def _plan(written: Mapping[str, Any]) -> Plan:
         ),
         experiments=tuple(experiment_of(each) for each in written.get("experiments", ())),
         undone=tuple(undone_of(each) for each in written.get("undone", ())),
+        faulty=tuple(
+            FaultyGpu(gpu_uuid=each["gpu"], why=each["why"], since=seconds_of(each["since"]))
+            for each in written.get("faulty", ())
+        ),
+        lessons=tuple(
+            Lesson(
+                serving=serving_key_of(each["serving"]), gpu_kind=each["gpuKind"], template_hash=each["templateHash"],
+                overhead=Bytes(each["overheadBytes"]), refusal=each["refusal"], until=seconds_of(each["until"]),
+            )
+            for each in written.get("lessons", ())
+        ),
     )  # fmt: skip
 
 

@@ -88,12 +88,13 @@ class EnginePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPage:
-    """One GPU on a page of dcgm-exporter: a ratio of the peak, bytes, watts."""
+    """One GPU on a page of dcgm-exporter: a ratio of the peak, bytes, watts, the code of the last XID."""
 
     uuid: str
     dram_active: float | None
     fb_used: float | None
     power: float | None
+    xid: float | None = None
 
 
 def parse_engine(page: bytes) -> EnginePage:
@@ -154,6 +155,7 @@ def parse_gpus(page: bytes) -> tuple[GpuPage, ...]:
             dram_active=number(uuid, Quantity.DRAM_ACTIVE),
             fb_used=number(uuid, Quantity.FB_USED),
             power=number(uuid, Quantity.POWER),
+            xid=number(uuid, Quantity.XID),
         )
         for uuid in sorted(found)
     )

@@ -53,6 +53,7 @@ class Quantity(StrEnum):
     DRAM_ACTIVE = "dram_active"
     FB_USED = "fb_used"
     POWER = "power"
+    XID = "xid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +172,11 @@ TABLE: tuple[Series, ...] = (
         quantity=Quantity.POWER, exporter=Exporter.DCGM, kind=Kind.GAUGE, unit="watts", across=Across.MAX,
         names=_names("DCGM_FI_DEV_BOARD_POWER_WATTS", "DCGM_FI_DEV_POWER_USAGE"), source=f"{_FIELDS}, field 155",
         meaning="Power that the board draws.",
+    ),
+    Series(
+        quantity=Quantity.XID, exporter=Exporter.DCGM, kind=Kind.GAUGE, unit="code", across=Across.MAX,
+        names=_names("DCGM_FI_DEV_XID_ERRORS"), source=f"{_FIELDS}, field 230",
+        meaning="Code of the last error that the driver reported since the exporter began; 0 is none.",
     ),
 )  # fmt: skip
 

@@ -403,6 +403,7 @@ class GpuReadings:
     dram_active: Measured
     fb_used: Measured
     power: Measured
+    xid: Measured
 
 
 class ExporterHistory:
@@ -457,6 +458,7 @@ class ExporterHistory:
             dram_active=reading(page.dram_active, sampled, Quantity.DRAM_ACTIVE),
             fb_used=reading(page.fb_used, sampled, Quantity.FB_USED),
             power=reading(page.power, sampled, Quantity.POWER),
+            xid=reading(page.xid, sampled, Quantity.XID),
         )
 
 
@@ -465,4 +467,5 @@ def no_gpu_readings(cause: Cause) -> GpuReadings:
         dram_active=Missing(cause=cause, origin=series.origin(Quantity.DRAM_ACTIVE)),
         fb_used=Missing(cause=cause, origin=series.origin(Quantity.FB_USED)),
         power=Missing(cause=cause, origin=series.origin(Quantity.POWER)),
+        xid=Missing(cause=cause, origin=series.origin(Quantity.XID)),
     )
