@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpupack.facts.measured import Failure, Results
+from gpupack.facts.measured import Failure, Fitted, Results
 from gpupack.facts.serving import ProfilePoint
 from gpupack.kube import measure_resource
 from gpupack.kube.child_resource import claim_of, replica_of
-from gpupack.kube.measure_resource import Fitted, Measurement, Phase, Progress, measurement_of
+from gpupack.kube.measure_resource import Measurement, Phase, Progress, measurement_of
 from gpupack.kube.node_resource import foreign_claim_of
 from gpupack.kube.profile_resource import profile_of
 from gpupack.units import Ratio, Seconds
@@ -88,7 +88,7 @@ def test_points_count_for_a_serving_once_all_are_there() -> None:
 def test_residuals_are_percents_of_each_point() -> None:
     fitted = Fitted(
         seconds_per_step=Seconds(2e-3), host_seconds_per_sequence=Seconds(1e-5), kv_read_efficiency=Ratio(0.9),
-        misses=((Ratio(0.012), Ratio(-0.02)), (Ratio(0.0), Ratio(0.0))),
+        misses=((Ratio(0.012), Ratio(-0.02)), (Ratio(0.0), Ratio(0.0))), error=Ratio(0.02),
     )  # fmt: skip
     progress = Progress(inputs="i", template="t", phase=Phase.DONE, results=Results(points=POINTS), fitted=fitted)
     written = measure_resource.status_to_dict(progress, 1)["fitted"]

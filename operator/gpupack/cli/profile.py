@@ -22,13 +22,15 @@ from gpupack import catalog
 from gpupack.cli.arguments import count, positive
 from gpupack.cli.show import Json, ms, pct, print_json, rate, rounded, table
 from gpupack.errors import Invalid, Unavailable
-from gpupack.facts.measured import Results
-from gpupack.facts.serving import Lengths, Profile
+from gpupack.facts.measured import Fitted, Results
+from gpupack.facts.serving import Profile
 from gpupack.perf import calibration
 from gpupack.profiling import record, sweep
-from gpupack.profiling.client import BUSY_CLIENT, EVEN_CV, Clients, Endpoint, Load, Window
+from gpupack.profiling.client import BUSY_CLIENT, Clients, Endpoint, Load, Window, even_lengths
+from gpupack.profiling.fitting import fitted
 from gpupack.profiling.record import Inputs, Record, Seen
 from gpupack.profiling.sweep import Course
+from gpupack.units import microseconds
 
 BAR = 32
 
@@ -102,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
     if not swept.record.results.points:
         failures = swept.record.results.failures
         raise Unavailable(failures[-1].problem if failures else "stopped before anything was measured")
-    fitted = None if args.gpu is None else _fitted(args, swept.record)
+    fit = None if args.gpu is None else _fit(args, swept.record)
     if args.json:
-        print_json(_json(swept, fitted))
+        print_json(_json(swept, fit))
     else:
-        print(_text(swept, fitted, args.output))
+        print(_text(swept, fit, args.output))
     if args.plot is not None:
         from gpupack.cli.plot import draw_profile
 
@@ -157,17 +159,15 @@ def _with(kept: Record, results: Results, window: Window) -> Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fitted:
+class _Fit:
+    """What fits the runs, and the names of the GPU and the model in the catalog."""
+
     gpu: str
     model: str
-    worst: float
-    misses: tuple[tuple[float, float], ...]
-    per_step: float
-    per_sequence: float
-    kv_read: float
+    found: Fitted
 
 
-def _fitted(args: argparse.Namespace, kept: Record) -> _Fitted:
+def _fit(args: argparse.Namespace, kept: Record) -> _Fit:
     """Raises Invalid where the catalog has no such model or GPU."""
     gpu = catalog.gpu(args.gpu, "--gpu")
     llm = catalog.llm(args.catalog_model or kept.inputs.model, "--catalog-model")
@@ -176,25 +176,13 @@ def _fitted(args: argparse.Namespace, kept: Record) -> _Fitted:
         name=kept.inputs.model,
         gpu_kind=gpu.name,
         engine_version=base.engine_version,
-        lengths=Lengths(
-            input_mean=kept.inputs.input_tokens, output_mean=kept.inputs.output_tokens,
-            input_cv=EVEN_CV, output_cv=EVEN_CV,
-        ),
+        lengths=even_lengths(kept.inputs.input_tokens, kept.inputs.output_tokens),
         points=kept.results.points,
-    )  # fmt: skip
-    fitted = calibration.fit(profile, llm, gpu, base, field="--gpu")
-    return _Fitted(
-        gpu=gpu.name,
-        model=llm.name,
-        worst=fitted.error,
-        misses=calibration.misses(profile, llm, gpu, fitted),
-        per_step=fitted.host_per_step + llm.layers * (fitted.host_per_layer + fitted.gpu_per_layer),
-        per_sequence=fitted.host_per_sequence,
-        kv_read=fitted.kv_read_efficiency,
     )
+    return _Fit(gpu=gpu.name, model=llm.name, found=fitted(profile, llm, gpu, base, field="--gpu"))
 
 
-def _json(swept: Swept, fitted: _Fitted | None) -> Json:
+def _json(swept: Swept, fit: _Fit | None) -> Json:
     results, seen = swept.record.results, swept.record.seen
     answer: dict[str, Json] = {
         "model": swept.record.inputs.model,
@@ -211,35 +199,32 @@ def _json(swept: Swept, fitted: _Fitted | None) -> Json:
             }
             for point in results.points
         ],
-        "failures": [
-            {"max_num_seqs": each.max_num_seqs, "attempts": each.attempts, "problem": each.problem}
-            for each in results.failures
-        ],
+        "failures": [record.failure_row(each) for each in results.failures],
         "chosen_max_num_seqs": swept.course.chosen,
         "plateau": swept.course.plateau,
         "stopped": swept.stopped,
     }
-    if fitted is not None:
+    if fit is not None:
         answer["fitted"] = {
-            "gpu": fitted.gpu,
-            "model": fitted.model,
-            "seconds_per_step": rounded(fitted.per_step),
-            "host_seconds_per_sequence": rounded(fitted.per_sequence),
-            "kv_read_efficiency": rounded(fitted.kv_read),
-            "worst_residual": rounded(fitted.worst),
-            "residuals": [[rounded(tokens, 3), rounded(itl, 3)] for tokens, itl in fitted.misses],
+            "gpu": fit.gpu,
+            "model": fit.model,
+            "seconds_per_step": rounded(fit.found.seconds_per_step),
+            "host_seconds_per_sequence": rounded(fit.found.host_seconds_per_sequence),
+            "kv_read_efficiency": rounded(fit.found.kv_read_efficiency),
+            "worst_residual": rounded(fit.found.error),
+            "residuals": [[rounded(tokens, 3), rounded(itl, 3)] for tokens, itl in fit.found.misses],
         }
     return answer
 
 
-def _text(swept: Swept, fitted: _Fitted | None, path: Path | None) -> str:
+def _text(swept: Swept, fit: _Fit | None, path: Path | None) -> str:
     results, seen, chosen = swept.record.results, swept.record.seen, swept.course.chosen
     most = max(point.total_tokens_per_second for point in results.points)
-    head = ("clients", "tokens/s", "ITL mean", "TTFT mean", *(("fit: tokens/s", "ITL") if fitted else ()), "")
+    head = ("clients", "tokens/s", "ITL mean", "TTFT mean", *(("fit: tokens/s", "ITL") if fit else ()), "")
     rows = []
     for index, point in enumerate(results.points):
         drawn = "#" * max(1, round(BAR * point.total_tokens_per_second / most))
-        off = () if fitted is None else tuple(f"{100 * each:+.1f} %" for each in fitted.misses[index])
+        off = () if fit is None else tuple(f"{100 * each:+.1f} %" for each in fit.found.misses[index])
         rows.append(
             (
                 str(point.max_num_seqs), rate(point.total_tokens_per_second), ms(point.itl_mean),
@@ -270,11 +255,11 @@ def _text(swept: Swept, fitted: _Fitted | None, path: Path | None) -> str:
             f"with {', '.join(map(str, busy))} clients this program computed all the time, so it may have been what "
             "was slow: run it on a faster machine"
         )
-    if fitted is not None:
+    if fit is not None:
         lines.append(
-            f"fitted for {fitted.model} on {fitted.gpu}: {ms(fitted.per_step)} a step, "
-            f"{1e6 * fitted.per_sequence:.1f} us a sequence, KV cache read at {pct(fitted.kv_read)} of the bandwidth; "
-            f"at worst {pct(fitted.worst)} off"
+            f"fitted for {fit.model} on {fit.gpu}: {ms(fit.found.seconds_per_step)} a step, "
+            f"{microseconds(fit.found.host_seconds_per_sequence):.1f} us a sequence, KV cache read at "
+            f"{pct(fit.found.kv_read_efficiency)} of the bandwidth; at worst {pct(fit.found.error)} off"
         )
     if swept.stopped:
         again = f"the same command goes on from {path}" if path else "give --output to go on from there another time"

@@ -1,10 +1,11 @@
-"""What a sweep over batch limits has brought so far: points, and limits that could not be measured."""
+"""What a sweep over batch limits has brought so far: points, limits that could not be measured, and what fits them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gpupack.facts.serving import ProfilePoint
+from gpupack.units import Ratio, Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +25,17 @@ class Results:
     failures: tuple[Failure, ...] = ()
     confirmed: ProfilePoint | None = None
     unconfirmed: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """Coefficients that meet the points, and how far they miss each: predicted over measured, less 1; `error` at most.
+
+    `seconds_per_step` is host and GPU together, beside what reading and computing take.
+    """
+
+    seconds_per_step: Seconds
+    host_seconds_per_sequence: Seconds
+    kv_read_efficiency: Ratio
+    misses: tuple[tuple[Ratio, Ratio], ...]
+    error: Ratio

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from gpupack.facts.measured import Failure, Results
+from gpupack.facts.measured import Failure, Fitted, Results
 from gpupack.facts.serving import ProfilePoint, ServingKey
 from gpupack.kube import labels, manifests
 from gpupack.kube.profile_resource import DONE, point_of, point_to_dict
 from gpupack.kube.quantities import number_text
 from gpupack.kube.serving_resource import EngineTemplate
-from gpupack.units import Ratio, Seconds, microseconds, percent
+from gpupack.units import Seconds, microseconds, percent
 
 MEASURES = "gpupack-measure"
 """Manager of the children: not gpupack's own, whose claims count as planned."""
@@ -62,16 +62,6 @@ class Measurement:
     seconds: Seconds
     suspended: bool
     status: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """Coefficients that meet the points, and how far they miss each: predicted over measured, less 1."""
-
-    seconds_per_step: Seconds
-    host_seconds_per_sequence: Seconds
-    kv_read_efficiency: Ratio
-    misses: tuple[tuple[Ratio, Ratio], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

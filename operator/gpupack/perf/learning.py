@@ -95,9 +95,8 @@ _SHARES = (Free.KV_READ, Free.GEMM)
 
 def values(coefficients: Coefficients, layers: int) -> tuple[float, ...]:
     """What is learnt of the coefficients, in the order of `LEARNT`; seconds and shares."""
-    layer = coefficients.host_per_layer + coefficients.gpu_per_layer
     return (
-        coefficients.host_per_step + layers * layer,
+        coefficients.per_step(layers),
         coefficients.host_per_sequence,
         coefficients.kv_read_efficiency,
         coefficients.eager_per_layer,

@@ -44,6 +44,10 @@ class Coefficients:
     penalty_entry_bytes: int = 129
     calibrated_on: str = "H100-64GB"
 
+    def per_step(self, layers: int) -> Seconds:
+        """What a step of so many layers costs on host and GPU beside what it reads and computes."""
+        return Seconds(self.host_per_step + layers * (self.host_per_layer + self.gpu_per_layer))
+
 
 class Router(StrEnum):
     LEAST_LOADED = "LeastLoaded"

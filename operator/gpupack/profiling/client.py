@@ -21,7 +21,7 @@ from typing import Any, Self
 import aiohttp
 
 from gpupack.errors import Unavailable
-from gpupack.facts.serving import ProfilePoint
+from gpupack.facts.serving import Lengths, ProfilePoint
 from gpupack.metrics.prometheus import EnginePage, parse_engine
 from gpupack.units import Ratio, Seconds
 
@@ -58,6 +58,11 @@ class Load:
     input_tokens: int
     output_tokens: int
     seconds: float
+
+
+def even_lengths(input_tokens: int, output_tokens: int) -> Lengths:
+    """The lengths that clients ask for, by their means in tokens."""
+    return Lengths(input_mean=input_tokens, output_mean=output_tokens, input_cv=EVEN_CV, output_cv=EVEN_CV)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

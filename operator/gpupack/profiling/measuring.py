@@ -24,16 +24,17 @@ from gpupack.facts.measured import Results
 from gpupack.facts.serving import BLOCK_TOKENS, Lengths, Profile, ProfilePoint, Serving, Shape
 from gpupack.kube import child_resource, labels, manifests, measure_resource, node_resource
 from gpupack.kube.api import Api, Conflict, Json, NotFound
-from gpupack.kube.measure_resource import Fitted, Measurement, Phase, Progress
+from gpupack.kube.measure_resource import Measurement, Phase, Progress
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.observe import PROFILES, Mirrors
 from gpupack.kube.serving_resource import EngineTemplate
 from gpupack.perf import calibration, memory
 from gpupack.profiling import sweep
-from gpupack.profiling.client import BUSY_CLIENT, EVEN_CV, SPREAD
+from gpupack.profiling.client import BUSY_CLIENT, SPREAD, even_lengths
+from gpupack.profiling.fitting import fitted
 from gpupack.profiling.points import point_of
 from gpupack.profiling.sweep import Run
-from gpupack.units import Bytes, Ratio, Seconds, percent
+from gpupack.units import Bytes, Ratio, percent
 
 log = logging.getLogger(__name__)
 
@@ -217,10 +218,7 @@ class Measurer:
             template=resource.template,
             serving=serving,
             gpu=gpu,
-            lengths=Lengths(
-                input_mean=measurement.input_tokens, output_mean=measurement.output_tokens, input_cv=EVEN_CV,
-                output_cv=EVEN_CV,
-            ),
+            lengths=even_lengths(measurement.input_tokens, measurement.output_tokens),
             limits=measurement.limits or sweep.ladder(measurement.largest),
         )  # fmt: skip
         _shape(found, max(found.limits))  # says at once if it has no room
@@ -388,15 +386,8 @@ def _finished(before: Progress, measurement: Measurement, subject: _Subject) -> 
         points=results.points,
     )
     llm, dtype = subject.serving.llm, subject.serving.dtype
-    base = calibration.coefficients(measurement.engine_version)
-    found = calibration.fit(profile, llm, subject.gpu, base, dtype)
-    fitted = Fitted(
-        seconds_per_step=Seconds(found.host_per_step + llm.layers * (found.host_per_layer + found.gpu_per_layer)),
-        host_seconds_per_sequence=found.host_per_sequence,
-        kv_read_efficiency=found.kv_read_efficiency,
-        misses=calibration.misses(profile, llm, subject.gpu, found, dtype),
-    )
-    return replace(progress, phase=Phase.DONE, message=_summary(results, progress.chosen, found.error), fitted=fitted)
+    found = fitted(profile, llm, subject.gpu, calibration.coefficients(measurement.engine_version), dtype)
+    return replace(progress, phase=Phase.DONE, message=_summary(results, progress.chosen, found.error), fitted=found)
 
 
 def _summary(results: Results, chosen: int | None, error: Ratio) -> str:

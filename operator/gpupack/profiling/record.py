@@ -57,12 +57,13 @@ def to_json(record: Record) -> str:
         "points": [
             {**row_of(point), **_seen_row(record.seen.get(point.max_num_seqs))} for point in record.results.points
         ],
-        "failures": [
-            {"max_num_seqs": each.max_num_seqs, "attempts": each.attempts, "problem": each.problem}
-            for each in record.results.failures
-        ],
+        "failures": [failure_row(each) for each in record.results.failures],
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def failure_row(failure: Failure) -> dict[str, int | str]:
+    return {"max_num_seqs": failure.max_num_seqs, "attempts": failure.attempts, "problem": failure.problem}
 
 
 def from_json(text: str) -> Record:
