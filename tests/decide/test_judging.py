@@ -9,8 +9,8 @@ import pytest
 
 from gpupack.decide.board import Board
 from gpupack.decide.evidence import seen_on, standing
-from gpupack.decide.experiment import CLOSED, TakenBack, begin, company, inputs_of, is_waited_for, judge
-from gpupack.facts.experiment import Experiment, Judgement, Standing
+from gpupack.decide.experiment import TakenBack, begin, company, inputs_of, is_waited_for, judge
+from gpupack.facts.experiment import CLOSED, Experiment, Judgement, Standing
 from gpupack.facts.observation import Cause, EngineSeen, Holder, Missing, Observation, Phase, Reading, Refused
 from gpupack.facts.placement import FormerShape
 from gpupack.facts.serving import Mode, ScalingMode, Shape, Slo, Statistic

@@ -22,7 +22,7 @@ from gpupack.decide.evidence import Seen, at_its_batches, mix_before, seen_on, u
 from gpupack.decide.pack import itl_of, promise_of
 from gpupack.decide.prospect import Kin, Mix, coefficients_of, rounded
 from gpupack.decide.undone import ANOTHER_SHAPE, neighbours
-from gpupack.facts.experiment import Compared, Experiment, Judgement, Standing, Undone
+from gpupack.facts.experiment import CLOSED, Compared, Experiment, Judgement, Standing, Undone
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.observation import Missing
 from gpupack.facts.placement import ChosenShape, FormerShape, Placement
@@ -31,8 +31,6 @@ from gpupack.perf.prediction import GpuPrediction
 from gpupack.plan import Step, Unit
 from gpupack.units import Ratio, Seconds, percent
 
-CLOSED = ""
-"""The company of an experiment that is over, whatever its judgement."""
 ITL, TTFT, RUNNING, WAITING = "inter-token latency", "time to first token", "running", "waiting"
 DRAM, THROUGHPUT, CAPACITY = "DRAM active", "gain of throughput", "gain of throughput at full batches"
 
@@ -76,7 +74,7 @@ def begin(board: Board, placement: Placement, before: tuple[Standing, ...], step
         board.experiments.pop(uuid, None)
         return
     open_one = board.experiments.get(uuid)
-    joins = open_one is not None and open_one.judgement is None and open_one.company != CLOSED
+    joins = open_one is not None and open_one.is_on_trial
     stood = open_one.before if open_one is not None and joins else before
     worth = board.prospects.worth(kind, mix_before(board, stood))
     full = board.prospects.full(kind, after)
@@ -130,10 +128,9 @@ def judge(board: Board, floors: Mapping[ServingKey, int]) -> tuple[TakenBack, ..
 def is_waited_for(board: Board, serving: ServingKey) -> bool:
     """Whether a shape that live lengths asked for is still on trial in one replica: the next waits for the verdict."""
     return any(
-        each.serving == serving and each.step in (Step.REPLACED, Step.MOVED) and not each.asked
-        and each.judgement is None and each.company != CLOSED
+        each.serving == serving and each.step in (Step.REPLACED, Step.MOVED) and not each.asked and each.is_on_trial
         for each in board.experiments.values()
-    )  # fmt: skip
+    )
 
 
 def _is_open(board: Board, experiment: Experiment) -> bool:

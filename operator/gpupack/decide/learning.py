@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 
 from gpupack.decide.board import Board
 from gpupack.decide.evidence import Seen, group_of, how, seen_on
-from gpupack.decide.experiment import CLOSED
 from gpupack.decide.prospect import Prospects, belief_key, prior_of
 from gpupack.facts.belief import Belief, BeliefKey
 from gpupack.facts.gpu import GpuKind
@@ -119,7 +118,7 @@ def due(learning_: Learning, observation: Observation) -> tuple[Belief, ...]:
     on_trial = {
         (each.serving.namespace, placement.serving.name)
         for each in plan.experiments
-        if each.judgement is None and each.company != CLOSED
+        if each.is_on_trial
         for placement in plan.placements
         if placement.gpu_uuid == each.gpu_uuid
     }
@@ -209,7 +208,7 @@ def _subjects(board: Board, uuid: str) -> tuple[_Subject, ...]:
     """The engines on that GPU if this window of theirs can teach anything; nothing otherwise."""
     gpu, mix = board.facts.gpus[uuid], board.mix(uuid)
     experiment = board.experiments.get(uuid)
-    on_trial = experiment is not None and experiment.judgement is None and experiment.company != CLOSED
+    on_trial = experiment is not None and experiment.is_on_trial
     if gpu.foreign or not mix or not board.prospects.knows(mix) or board.leftovers(uuid):
         return ()
     if on_trial and sum(count for _, count in mix) > 1:

@@ -12,6 +12,9 @@ from enum import StrEnum
 from gpupack.facts.serving import ServingKey, Shape
 from gpupack.units import PerSecond, Ratio, Seconds
 
+CLOSED = ""
+"""The company of an experiment that is over, whatever its judgement."""
+
 
 class Judgement(StrEnum):
     """What came of a step, held against what its own window should have given."""
@@ -80,6 +83,11 @@ class Experiment:
     undone: bool = False
     compared: tuple[Compared, ...] = ()
     why: str = ""
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the engines that it is about still stand and nothing was said of them."""
+        return self.judgement is None and self.company != CLOSED
 
 
 def is_news(experiment: Experiment, before: Experiment | None) -> bool:
