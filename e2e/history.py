@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx
 
+from gpupack.kube.observe import POOLS, SERVINGS
 from gpupack.node.controlplane import ControlPlane
 
 PATHS = {
@@ -23,8 +24,8 @@ PATHS = {
     "endpointslices": "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
     "resourceclaims": "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims",
     "poddisruptionbudgets": "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
-    "modelservings": "/apis/gpupack.dev/v1alpha1/modelservings",
-    "gpupools": "/apis/gpupack.dev/v1alpha1/gpupools",
+    "modelservings": SERVINGS,
+    "gpupools": POOLS,
 }
 WATCH_SECONDS = 5
 CLAIM_PROTECTION = "resource.kubernetes.io/delete-protection"

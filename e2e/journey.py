@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from gpupack.demo.stage import ACCOUNT, NODE, OPERATOR, POLL_SECONDS, Stage, condition, wait_for
+from gpupack.demo.stage import ACCOUNT, NODE, OPERATOR, POLL_SECONDS, POOLS, SERVINGS, Stage, condition, wait_for
 from gpupack.errors import Unavailable
+from gpupack.kube.labels import API_PATH, API_VERSION
 from gpupack.node.controlplane import AuditEvent
 from gpupack.twin.memory_system import Mps
 
-from .history import GPU, History, is_ready
+from .history import GPU, PATHS, History, is_ready
 
 START_SECONDS = 1.0
 ORDINARY_INTERFERENCE = Mps().interference
@@ -29,15 +30,10 @@ NODE_ARGUMENTS = (
 FIRST_NODE, SECOND_NODE = "virtual-1", "virtual-2"
 PLUGIN_NODE = "virtual-plugin-1"
 """The pool has the GPUs of the first; a journey that needs others selects them."""
-API_VERSION = "gpupack.dev/v1alpha1"
-SERVINGS = f"/apis/{API_VERSION}/namespaces/default/modelservings"
-POOLS = f"/apis/{API_VERSION}/gpupools"
-PROFILES = f"/apis/{API_VERSION}/namespaces/default/modelprofiles"
-PODS = "/api/v1/namespaces/default/pods"
-CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
-SERVICES = "/api/v1/namespaces/default/services"
+PROFILES = f"{API_PATH}/namespaces/default/modelprofiles"
+PODS, SERVICES = PATHS["pods"], PATHS["services"]
+CLAIMS, BUDGETS = PATHS["resourceclaims"], PATHS["poddisruptionbudgets"]
 OURS = "app.kubernetes.io/managed-by=gpupack"
-BUDGETS = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
 
 POOL: dict[str, Any] = {
     "apiVersion": API_VERSION,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .journey import API_VERSION, MODEL, Journey, manual, serving
+from .journey import API_VERSION, MODEL, PROFILES, Journey, manual, serving
 
-PROFILES = f"/apis/{API_VERSION}/namespaces/default/modelprofiles"
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
 PROFILE: dict[str, Any] = {
     "apiVersion": API_VERSION,

@@ -29,7 +29,7 @@ from gpupack.node.controlplane import ControlPlane
 from gpupack.profiling.points import point_of
 from gpupack.units import MIB, Bytes, Seconds
 
-from ..journey import API_VERSION, NODE_ARGUMENTS, Journey, manual
+from ..journey import API_VERSION, NODE_ARGUMENTS, PROFILES, SERVINGS, Journey, manual
 from .environment import VERSION, obtain
 
 IMAGE = f"example.com/vllm-cpu:v{VERSION}"
@@ -45,7 +45,6 @@ ENGINE = {
     "podTemplate": {"env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()]},
 }
 START_SECONDS = 300.0
-PROFILES = f"/apis/{API_VERSION}/namespaces/default/modelprofiles"
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +159,7 @@ def test_an_engine_is_packed_scraped_benchmarked_measured_and_drained(journey: J
         asking.start()
         journey.until("the request is under way", lambda: parse_engine(client.get("/metrics").content).running or 0)
         mark = journey.history.mark()
-        stage.delete(f"/apis/{API_VERSION}/namespaces/default/modelservings/tiny")
+        stage.delete(f"{SERVINGS}/tiny")
         asking.join(60)
         assert ended[0]["choices"][0]["finish_reason"] == "length"
         assert ended[0]["usage"]["completion_tokens"] == tokens

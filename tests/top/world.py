@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gpupack.facts.observation import Observation
 from gpupack.facts.serving import Serving
+from gpupack.kube.observe import POOLS, SERVINGS
 from gpupack.kube.pool_resource import pool_status_to_dict
 from gpupack.kube.serving_resource import serving_status_to_dict
 from gpupack.plan import Outcome, ServingStatus
@@ -21,8 +22,6 @@ from gpupack.units import milliseconds
 from ..kube.tiny_api import TinyApi
 
 TRACE = Path(__file__).parents[1] / "traces" / "journey.jsonl"
-POOLS = "/apis/gpupack.dev/v1alpha1/gpupools"
-SERVINGS = "/apis/gpupack.dev/v1alpha1/modelservings"
 
 Json = dict[str, Any]
 Look = tuple[Observation, Outcome]

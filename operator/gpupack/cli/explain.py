@@ -17,12 +17,11 @@ from gpupack.facts.serving import Serving
 from gpupack.handlers import llm_of
 from gpupack.kube import labels
 from gpupack.kube.api import Api, ApiError, NotFound, configuration_of
+from gpupack.kube.observe import SERVINGS
 from gpupack.kube.serving_resource import serving_resource
 
 KINDS = ("msv", "modelserving", "modelservings")
 PARTS = ("seen", "predicted", "chosen", "rejected", "measured")
-_GROUP = f"/apis/{labels.API_VERSION}"
-_SERVINGS = _GROUP + "/namespaces/{namespace}/modelservings"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,7 @@ async def _read(
     kubeconfig: str | None, namespace: str, name: str | None
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """The servings, and what was learnt in their namespace."""
-    path = _SERVINGS.format(namespace=namespace)
+    path = f"{labels.API_PATH}/namespaces/{namespace}/modelservings"
     async with Api(await configuration_of(kubeconfig)) as api:
         if name is None:
             return (await api.get(path))["items"], await _profiles(api, namespace)
@@ -78,7 +77,7 @@ async def _read(
 async def _profiles(api: Api, namespace: str) -> list[Mapping[str, Any]]:
     """What live load has taught there; none if the user may not read it."""
     try:
-        listed = (await api.get(f"{_GROUP}/namespaces/{namespace}/modelprofiles"))["items"]
+        listed = (await api.get(f"{labels.API_PATH}/namespaces/{namespace}/modelprofiles"))["items"]
     except ApiError:
         return []
     return [each for each in listed if "learned" in each.get("status", {})]
@@ -98,7 +97,7 @@ def _learnt_of(serving: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]
 async def _namespaces_of(api: Api, name: str) -> list[str]:
     """Where there is a ModelServing of that name; none if the user may not look into all namespaces."""
     try:
-        found = await api.get("/apis/gpupack.dev/v1alpha1/modelservings")
+        found = await api.get(SERVINGS)
     except Unavailable:
         return []
     return sorted(each["metadata"]["namespace"] for each in found["items"] if each["metadata"]["name"] == name)

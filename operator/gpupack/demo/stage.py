@@ -20,13 +20,14 @@ from typing import Any, Self
 import httpx
 
 from gpupack.errors import Unavailable
+from gpupack.kube import labels
 from gpupack.node.controlplane import ControlPlane, free_ports
 from gpupack.node.keeper import Keeper
 
 NODE_READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
-SERVINGS = "/apis/gpupack.dev/v1alpha1/namespaces/default/modelservings"
-POOLS = "/apis/gpupack.dev/v1alpha1/gpupools"
+SERVINGS = f"{labels.API_PATH}/namespaces/default/modelservings"
+POOLS = f"{labels.API_PATH}/gpupools"
 ACCOUNT = "system:serviceaccount:gpupack-system:gpupack"
 OPERATOR = "operator"
 NODE = "node"
@@ -151,10 +152,10 @@ class Stage:
         self._answered(self._api.delete(path, params=query))
 
     def serving(self, name: str, namespace: str = "default") -> dict[str, Any]:
-        return self.get(f"/apis/gpupack.dev/v1alpha1/namespaces/{namespace}/modelservings/{name}")
+        return self.get(f"{labels.API_PATH}/namespaces/{namespace}/modelservings/{name}")
 
     def servings(self) -> list[dict[str, Any]]:
-        return list(self.get("/apis/gpupack.dev/v1alpha1/modelservings")["items"])
+        return list(self.get(f"{labels.API_PATH}/modelservings")["items"])
 
     def pods(self, serving: str | None = None, namespace: str = "default") -> list[dict[str, Any]]:
         """The replicas of a serving, or of all, in the order of their names."""

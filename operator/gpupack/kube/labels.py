@@ -8,6 +8,8 @@ from __future__ import annotations
 GROUP = "gpupack.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
+API_PATH = f"/apis/{API_VERSION}"
+"""Where the API server has them; a namespaced one is below `namespaces/NAMESPACE` there."""
 MANAGED_BY = "gpupack"
 
 NAME = "app.kubernetes.io/name"

@@ -57,9 +57,9 @@ STALE_SECONDS = 90.0
 MANAGED = f"{labels.MANAGER}={labels.MANAGED_BY}"
 OUR_SLICES = f"{labels.SLICE_MANAGER}={labels.GROUP}"
 
-POOLS = f"/apis/{labels.API_VERSION}/gpupools"
-SERVINGS = f"/apis/{labels.API_VERSION}/modelservings"
-PROFILES = f"/apis/{labels.API_VERSION}/modelprofiles"
+POOLS = f"{labels.API_PATH}/gpupools"
+SERVINGS = f"{labels.API_PATH}/modelservings"
+PROFILES = f"{labels.API_PATH}/modelprofiles"
 
 
 class Readings(Protocol):

@@ -451,7 +451,7 @@ def _collection(kind: str, namespace: str) -> str:
 
 
 def _custom(namespace: str, plural: str) -> str:
-    return f"/apis/{labels.API_VERSION}/namespaces/{namespace}/{plural}"
+    return f"{labels.API_PATH}/namespaces/{namespace}/{plural}"
 
 
 async def _apply(api: Api, body: dict[str, Any]) -> None:

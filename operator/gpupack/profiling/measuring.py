@@ -349,7 +349,7 @@ class Measurer:
         """Nothing that already stands there. Raises Conflict if somebody wrote the profile since it was seen."""
         status = measure_resource.status_to_dict(progress, measurement.generation)
         if status != measurement.status:
-            path = f"/apis/{labels.API_VERSION}/namespaces/{measurement.namespace}/modelprofiles/{measurement.name}"
+            path = f"{labels.API_PATH}/namespaces/{measurement.namespace}/modelprofiles/{measurement.name}"
             await self._api.apply(f"{path}/status", measure_resource.status_body(measurement, status))
             self._written[measurement.uid] = measurement.resource_version
 

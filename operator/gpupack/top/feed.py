@@ -17,6 +17,7 @@ from gpupack.errors import Unavailable
 from gpupack.kube import labels
 from gpupack.kube.api import Api, ApiError, NotFound
 from gpupack.kube.mirror import Mirror
+from gpupack.kube.observe import POOLS
 from gpupack.top.page import Live, live_of
 from gpupack.top.snapshot import (
     KindOf,
@@ -28,8 +29,6 @@ from gpupack.top.snapshot import (
     snapshot,
 )
 
-GROUP = f"/apis/{labels.API_VERSION}"
-POOLS = f"{GROUP}/gpupools"
 OPERATOR_PODS = f"{labels.NAME}=gpupack,{labels.COMPONENT}=operator"
 METRICS_PORT = 8080
 PAGE_SECONDS = 5.0
@@ -48,9 +47,8 @@ class Feed:
         self._api = api
         self._kind_of = kind_of
         self._metrics = metrics
-        self._servings_path = (
-            f"{GROUP}/modelservings" if namespace is None else f"{GROUP}/namespaces/{namespace}/modelservings"
-        )
+        where = labels.API_PATH if namespace is None else f"{labels.API_PATH}/namespaces/{namespace}"
+        self._servings_path = f"{where}/modelservings"
         self._pools: tuple[PoolRecord, ...] = ()
         self._servings: tuple[ServingRecord, ...] = ()
         self._no_pools = ""

@@ -6,6 +6,7 @@ source does not know is empty here, and the page says so. Nothing is predicted o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.handlers import llm_of
 from gpupack.kube.api import Api
+from gpupack.kube.observe import POOLS
 from gpupack.kube.pool_resource import pool_resource
 from gpupack.kube.serving_resource import serving_resource
 from gpupack.kube.times import seconds_of
 from gpupack.plan import Outcome
-from gpupack.top.feed import POOLS, Feed
+from gpupack.top.feed import Feed
 from gpupack.top.snapshot import GpuRow
 from gpupack.trace.lines import read
 from gpupack.units import Bytes, Seconds
@@ -222,10 +224,7 @@ def _engines(here: Iterable[ReplicaSeen], seen: Observation) -> Iterable[EngineM
 
 
 def _company(servings: Iterable[ServingKey]) -> Company:
-    counts: dict[ServingKey, int] = {}
-    for each in servings:
-        counts[each] = counts.get(each, 0) + 1
-    return tuple(sorted(counts.items()))
+    return tuple(sorted(Counter(servings).items()))
 
 
 def _serving_moment(now: ServingGlance, planned: int) -> ServingMoment:
