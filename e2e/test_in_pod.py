@@ -10,7 +10,9 @@ from typing import Any
 
 from gpupack.demo.stage import condition
 
+from . import inference_pools
 from .history import is_ready
+from .inference_pools import ROUTING
 from .journey import PLUGIN_NODE, PODS, POOLS, Journey, manual
 
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -40,6 +42,20 @@ def backend(journey: Journey) -> Mapping[str, Any]:
     return condition(journey.stage.get(f"{POOLS}/default"), "BackendChosen")
 
 
+def picked(journey: Journey) -> list[tuple[str, int]]:
+    """Where an endpoint picker would send requests: the pods that the one InferencePool selects, at its ports that they
+    declare active."""
+    [pool] = inference_pools.pools(journey)
+    labels = pool["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{name}={value}" for name, value in labels.items())
+    return sorted(
+        (pod["status"]["podIP"], port)
+        for pod in journey.stage.get(PODS, labelSelector=selector)["items"]
+        for port in inference_pools.ports(journey)
+        if str(port) in pod["metadata"]["annotations"]["llm-d.ai/active-ports"].split(",")
+    )
+
+
 def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journey: Journey) -> None:
     """Two servings, one pod: their images and pod templates are the same."""
     aborted = journey.aborted()
@@ -48,7 +64,9 @@ def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journe
     assert backend(journey)["status"] == "True"
     assert "InPod is taken for 2 GPUs" in backend(journey)["message"]
     assert "DRA is not taken: no NVIDIA DRA driver publishes GPUs" in backend(journey)["message"]
-    journey.apply(manual("chat", 2, batching=SMALL))
+    inference_pools.allow(journey)
+    inference_pools.install(journey)
+    journey.apply(manual("chat", 2, batching=SMALL, routing=ROUTING))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
     journey.apply(manual("notes", 1, batching=SMALL))
     journey.until("so is one of another serving", lambda: journey.status("notes").get("readyReplicas") == 1)
@@ -62,6 +80,7 @@ def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journe
     journey.until("the other is at its own", lambda: addresses(journey, "notes") == [(ip, 8003)])
     journey.load("chat", rate=20.0)
     journey.until("both work", lambda: sum(each["running"] > 0 for each in journey.engines()) == 2)
+    journey.until("an endpoint picker finds chat's two", lambda: picked(journey) == [(ip, 8001), (ip, 8002)])
     assert {gpu["sharing"] for gpu in journey.stage.state()["gpus"] if gpu["engines"]} == {"MPS"}
 
     journey.stage.stop_operator()
@@ -70,6 +89,7 @@ def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journe
     journey.until("one engine of each is left", lambda: len(journey.engines()) == 2)
     journey.until("the status says so", lambda: journey.status("chat").get("readyReplicas") == 1)
     assert len(addresses(journey, "chat")) == 1
+    journey.until("a picker finds the same", lambda: picked(journey) == addresses(journey, "chat"))
     assert journey.aborted() == aborted
     [same] = hosts(journey)
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]

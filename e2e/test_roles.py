@@ -15,10 +15,13 @@ CREATED = 201
 
 
 def granted() -> set[tuple[str, str]]:
-    """Verb and resource of every rule of the operator's role."""
-    documents = yaml.safe_load_all((shipped("deploy") / "rbac.yaml").read_text())
-    role = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("ClusterRole", "gpupack"))
-    return {(verb, what) for rule in role["rules"] for what in rule["resources"] for verb in rule["verbs"]}
+    """Verb and resource of every rule of the operator's roles: the one that it always has, and the optional one."""
+    texts = (shipped("deploy") / name for name in ("rbac.yaml", "inference-pools.yaml"))
+    documents = [each for text in texts for each in yaml.safe_load_all(text.read_text())]
+    names = {each["roleRef"]["name"] for each in documents if each["kind"] == "ClusterRoleBinding"}
+    roles = [each for each in documents if each["kind"] == "ClusterRole" and each["metadata"]["name"] in names]
+    rules = [rule for role in roles for rule in role["rules"]]
+    return {(verb, what) for rule in rules for what in rule["resources"] for verb in rule["verbs"]}
 
 
 def used(stage: Stage) -> set[tuple[str, str]]:

@@ -209,6 +209,7 @@ class PoolTask:
         self._record(observation, outcome)
         self._log_decisions(observation, outcome)
         committed, done = await carry_out(self._api, self._performer, scene, outcome, now)
+        await self._mirrors.inference_pools.write(scene)
         for performed in done:
             self._telemetry.acted(type(performed.action).__name__, refused=performed.problem is not None)
         self._learning = await keep_learnt(self._api, self._learning, observation)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from gpupack.facts.estimate import Estimate
 from gpupack.facts.experiment import Experiment
 from gpupack.facts.placement import Placement, Plan, PredictedEffect
+from gpupack.facts.routing import Thresholds
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import ServingKey, Sharing
 from gpupack.units import Seconds
@@ -96,6 +97,7 @@ class ConditionType(StrEnum):
     GPUS_KNOWN = "GpusKnown"
     GPUS_HEALTHY = "GpusHealthy"
     BACKEND_CHOSEN = "BackendChosen"
+    INFERENCE_POOL_WRITTEN = "InferencePoolWritten"
 
 
 class Truth(StrEnum):
@@ -215,7 +217,8 @@ class ReplicaStatus:
 class ServingStatus:
     """The derived status of one ModelServing; everything a person reads in `kubectl get msv -o yaml`.
 
-    `experiment` is the last one of this serving, `experiment_message` what came of it, in sentences.
+    `experiment` is the last one of this serving, `experiment_message` what came of it, in sentences. `thresholds` are
+    for an endpoint picker, where one is named.
     """
 
     serving: ServingKey
@@ -245,6 +248,7 @@ class ServingStatus:
     experiment: Experiment | None = None
     experiment_message: str = ""
     appraisal: Appraisal | None = None
+    thresholds: Thresholds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,16 @@ def test_chart_and_kustomization_grant_the_same(helm: Path) -> None:
     assert {each["metadata"]["name"]: each["rules"] for each in objects(render(helm), "ClusterRole")} == expected
 
 
+def test_inference_pools_are_granted_only_where_they_were_asked_for(helm: Path) -> None:
+    asked = objects(render(helm, "--set", "rbac.inferencePools=true"), "ClusterRole")
+    apart = yaml.safe_load_all((ROOT / "deploy" / "inference-pools.yaml").read_text())
+    (granted,) = (each for each in apart if each["kind"] == "ClusterRole")
+    more = [each for each in asked if each not in objects(render(helm), "ClusterRole")]
+    assert [(each["metadata"]["name"], each["rules"]) for each in more] == [
+        (granted["metadata"]["name"], granted["rules"])
+    ]
+
+
 def plainly(value: Any) -> Any:
     """Without what only a Helm release has: the label of its instance, and those that say who manages it."""
     if isinstance(value, dict):

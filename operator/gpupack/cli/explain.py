@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from gpupack.cli.show import gib, print_json, table
 from gpupack.decide.meanings import advice
@@ -33,6 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
     )
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default text")
+    parser.add_argument(
+        "--picker", action="store_true",
+        help="print an EndpointPickerConfig whose thresholds fit the engines of a ModelServing with spec.routing",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_const", const="json", dest="output", help="the same as -o json")
 
 
@@ -47,6 +54,9 @@ def _name(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Raises Invalid for a serving that is not there and Unavailable where no API server answers."""
     servings, profiles = asyncio.run(_read(args.kubeconfig, args.namespace, args.name))
+    if args.picker:
+        print("---\n".join(picker_config(serving) for serving in servings), end="")
+        return 0
     learnt = [_learnt_of(serving, profiles) for serving in servings]
     if args.output == "json":
         told = [{**_told(serving), "learned": each} for serving, each in zip(servings, learnt, strict=True)]
@@ -83,6 +93,42 @@ async def _profiles(api: Api, namespace: str) -> list[Mapping[str, Any]]:
     return [each for each in listed if "learned" in each.get("status", {})]
 
 
+def picker_config(serving: Mapping[str, Any]) -> str:
+    """What an endpoint picker (llm-d-router's) is started with, as a file for its `--config-file`.
+
+    Raises Invalid for a serving that names no picker, or has no shape yet.
+    """
+    fits = serving.get("status", {}).get("routing")
+    if not fits:
+        problem = f"the status of {serving['metadata']['name']} has no thresholds for an endpoint picker"
+        fix = "name one in spec.routing.inferencePool.endpointPickerRef, and wait until a shape is chosen"
+        raise Invalid("NAME", problem, fix)
+    parameters = {name: json.loads(str(fits[name])) for name in ("queueDepthThreshold", "kvCacheUtilThreshold")}
+    detector = "utilization-detector"
+    config = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": [
+            {"type": detector, "parameters": parameters},
+            {"type": "queue-scorer"},
+            {"type": "kv-cache-utilization-scorer"},
+            {"type": "max-score-picker"},
+            {"type": "single-profile-handler"},
+        ],
+        "schedulingProfiles": [{
+            "name": "default",
+            "plugins": [
+                {"pluginRef": detector},
+                {"pluginRef": "queue-scorer", "weight": 2},
+                {"pluginRef": "kv-cache-utilization-scorer", "weight": 2},
+                {"pluginRef": "max-score-picker"},
+            ],
+        }],
+        "flowControl": {"saturationDetector": {"pluginRef": detector}},
+    }  # fmt: skip
+    return yaml.safe_dump(config, sort_keys=False)
+
+
 def _learnt_of(serving: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The learned profiles of the serving's model and engine version."""
     if not profiles:
@@ -108,7 +154,7 @@ def _told(serving: Mapping[str, Any]) -> Mapping[str, Any]:
     status = serving.get("status", {})
     kept = (
         "shape", "replicasPerGpu", "replicas", "readyReplicas", "freedBytes", "assumed", "placements", "decision",
-        "experiment", "decisions", "observed",
+        "experiment", "decisions", "observed", "routing",
     )  # fmt: skip
     return {
         "namespace": serving["metadata"]["namespace"],
@@ -190,6 +236,11 @@ def _shape(status: Mapping[str, Any]) -> list[str]:
     ]
     if status.get("freedBytes"):
         lines.append(f"{gib(status['freedBytes'])} are free that one vLLM would have taken by itself.")
+    if fits := status.get("routing"):
+        lines.append(
+            f"An endpoint picker should take an engine for overloaded above {fits['queueDepthThreshold']} waiting "
+            f"requests or {float(fits['kvCacheUtilThreshold']):.0%} of its KV cache (--picker prints a configuration)."
+        )
     if status.get("assumed"):
         lines.append(f"Assumed, because the spec does not say: {', '.join(status['assumed'])}.")
     return lines

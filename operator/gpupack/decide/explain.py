@@ -13,6 +13,7 @@ from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.experiment import Compared, Experiment
 from gpupack.facts.observation import Cause, Missing
 from gpupack.facts.placement import ChosenShape, PredictedEffect
+from gpupack.facts.routing import PoolSeen, PoolState, Routing
 from gpupack.facts.serving import Shape, Slo
 from gpupack.plan import Reason, Unit, Verdict
 from gpupack.units import gibibytes, milliseconds, percent
@@ -425,3 +426,39 @@ def listed(parts: Iterable[str]) -> str:
     """`a, b and c`."""
     *most, last = list(parts) or [""]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def pool_waits() -> str:
+    return "The InferencePool is written with the next look at the pool."
+
+
+def no_pool_in_advise_mode() -> str:
+    return "In Advise mode no InferencePool is written."
+
+
+def pool_written(name: str, ports: Sequence[int], left_out: int, routing: Routing) -> str:
+    where = f"port{'' if len(ports) == 1 else 's'} {listed(str(port) for port in ports)}"
+    text = f"InferencePool {name} leads to {where}; its endpoint picker is Service {routing.picker}:{routing.port}."
+    if left_out:
+        further = "1 engine" if left_out == 1 else f"{left_out} engines"
+        text += f" {further} at further ports get nothing through it: an InferencePool has room for eight ports."
+    return text
+
+
+def pool_not_written(seen: PoolSeen) -> str:
+    match seen.state:
+        case PoolState.NOT_INSTALLED:
+            return (
+                "The cluster knows no InferencePool of inference.networking.k8s.io/v1. Install the CRDs of the Gateway"
+                " API Inference Extension: `kubectl apply -f https://github.com/kubernetes-sigs/"
+                "gateway-api-inference-extension/releases/latest/download/manifests.yaml`. It is tried again by itself."
+            )
+        case PoolState.NOT_ALLOWED:
+            return (
+                "The operator may not write InferencePools. Set `rbac.inferencePools: true` in the chart's values, or"
+                " `kubectl apply -f deploy/inference-pools.yaml`. Meanwhile the Service serves."
+            )
+        case PoolState.UNWANTED:
+            return "spec.routing asks for no InferencePool any more; the one that is there is being deleted."
+        case _:
+            return f"The API server refuses the InferencePool: {seen.problem}"

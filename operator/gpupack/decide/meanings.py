@@ -139,6 +139,8 @@ CONDITIONS: Mapping[ConditionType, str] = {
     ConditionType.GPUS_HEALTHY: "Of a GpuPool: only there, and False, while a GPU has told a fault of its own.",
     ConditionType.BACKEND_CHOSEN: "Of a GpuPool: the way in which engines come to share its GPUs, and why no other. It"
     " follows from what the nodes offer; nothing is to be set for it.",
+    ConditionType.INFERENCE_POOL_WRITTEN: "Only there where spec.routing names an endpoint picker: whether its"
+    " InferencePool stands.",
 }
 
 STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -245,6 +247,25 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
             means="GPUs are there, but the driver lacks something without which no engine can start or share.",
             do="The message says what to set.",
         ),
+    },
+    ConditionType.INFERENCE_POOL_WRITTEN: {
+        "Written": Meaning(means="It stands, and leads to every engine that is ready."),
+        "PortsLeftOut": Meaning(
+            means="It stands, but more than eight engines of the serving are in one pod; it has room for eight ports.",
+            do="Lower spec.scaling.maxReplicas, or send requests to the Service, which leads to all of them.",
+        ),
+        "NotInstalled": Meaning(
+            means="The cluster does not know the kind InferencePool.",
+            do="Install the Gateway API Inference Extension, as the message says; it is tried again by itself.",
+        ),
+        "NotAllowed": Meaning(
+            means="The operator's role does not have InferencePools.",
+            do="Set rbac.inferencePools in the chart's values, or apply deploy/inference-pools.yaml.",
+        ),
+        "Refused": Meaning(means="The API server refuses it; the message has its words.", do="Mend spec.routing."),
+        "Unwanted": Meaning(means="spec.routing was taken out; the InferencePool is being deleted."),
+        "Waiting": Meaning(means="It is written with the next tick."),
+        "AdviseOnly": Meaning(means="In Advise mode nothing is written.", do="Set spec.mode: Active."),
     },
 }
 

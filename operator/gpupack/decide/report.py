@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gpupack.decide import explain
+from gpupack.decide import explain, routing
 from gpupack.decide.backends import weigh
 from gpupack.decide.board import Board
 from gpupack.decide.faults import refused
@@ -58,6 +58,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
     experiment = max(_experiments(board, key), key=lambda each: (each.last_at, each.gpu_uuid), default=None)
     packed, progressing = _packed(board, serving, record), _progressing(board, serving)
     outcome = "" if experiment is None else explain.outcome(experiment)
+    routed = routing.condition(board, serving)
     return ServingStatus(
         serving=key,
         uid=serving.uid,
@@ -86,7 +87,9 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
             _slo_met(board, serving, chosen, pods),
             *_with_kstatus(progressing, packed),
             _as_predicted(board, key, experiment, outcome),
+            *(() if routed is None else (routed,)),
         ),
+        thresholds=None if serving.routing is None or chosen is None else routing.thresholds(board, serving, chosen),
         decision_seen="" if record is None else record.seen,
         decision_predicted="" if record is None else record.predicted,
         decision_rejected="" if record is None else record.rejected,

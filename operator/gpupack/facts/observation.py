@@ -12,6 +12,7 @@ from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.placement import Plan, PredictedEffect
 from gpupack.facts.policy import Policy
+from gpupack.facts.routing import PoolSeen
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Serving, ServingKey, Shape, Sharing
 from gpupack.units import Bytes, Seconds
@@ -255,11 +256,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSeen:
-    """Which of a serving's shared children stand as gpupack applied them: its Service and its PodDisruptionBudget."""
+    """Which of a serving's shared children stand as gpupack applied them: its Service and its PodDisruptionBudget.
+
+    `inference_pool` is None where none is asked for and none is there.
+    """
 
     serving: ServingKey
     has_service: bool
     min_available: int | None
+    inference_pool: PoolSeen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

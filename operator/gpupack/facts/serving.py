@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from gpupack.facts.belief import Belief
 from gpupack.facts.llm import Dtype, Llm
+from gpupack.facts.routing import Routing
 from gpupack.units import Bytes, PerSecond, Ratio, Seconds
 
 BLOCK_TOKENS = 16
@@ -179,3 +180,4 @@ class Serving:
     observes: bool = False
     household: str = ""
     learned: tuple[Belief, ...] = ()
+    routing: Routing | None = None

@@ -76,6 +76,17 @@ class HostReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """What stands on a pod for endpoint pickers: of which servings it has engines, and at which ports they are ready.
+
+    `ports` None: nobody wrote any.
+    """
+
+    servings: frozenset[str] = frozenset()
+    ports: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostPod:
     """A pod of ours that engines come into. `engines` are its orders as replicas, as far as the pod alone can tell."""
 
@@ -87,6 +98,7 @@ class HostPod:
     deletion_at: Seconds | None
     orders: Orders
     engines: tuple[ReplicaSeen, ...]
+    routes: Routes = Routes()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -222,13 +234,17 @@ def token_secret(namespace: str, token: str) -> dict[str, Any]:
 
 
 def with_engine(
-    orders: Orders, start: StartReplica, serving: Serving, template: EngineTemplate, now: Seconds
-) -> Orders:
-    """One more engine, at the lowest port that is free. The same one twice is one."""
+    orders: Orders, start: StartReplica, serving: Serving, template: EngineTemplate, now: Seconds,
+    elsewhere: Iterable[int] = (),
+) -> Orders:  # fmt: skip
+    """One more engine, at the lowest port that is free. The same one twice is one.
+
+    `elsewhere` are ports of other servings' engines in other pods: an InferencePool has the same ports in all of them.
+    """
     name = start.placement.name
     if any(each.name == name for each in orders.engines):
         return orders
-    taken = {each.port for each in orders.engines}
+    taken = {each.port for each in orders.engines} | {*elsewhere}
     port = next(number for number in range(FIRST_PORT, FIRST_PORT + len(taken) + 1) if number not in taken)
     words = [f"--port={port}" if each == f"--port={PORT}" else each for each in
              manifests.arguments(start, serving, template)]  # fmt: skip
@@ -289,6 +305,7 @@ def host_of(pod: Mapping[str, Any]) -> HostPod | None:
         deletion_at=child_resource.asked_to_stop_at(metadata),
         orders=orders,
         engines=engines,
+        routes=_routes_on(marks, notes),
     )
 
 
@@ -416,8 +433,7 @@ def endpoint_slices(serving: Serving, replicas: Iterable[ReplicaSeen]) -> list[d
         if each.serving != serving.key or each.address is None:
             continue
         ip, _, port = each.address.rpartition(":")
-        serves = each.phase is Phase.READY and each.in_service and each.deletion_at is None
-        at.setdefault(int(port), []).extend([ip] if serves else [])
+        at.setdefault(int(port), []).extend([ip] if serves(each) else [])
     return [_slice(serving, port, ips) for port, ips in sorted(at.items())]
 
 
@@ -435,6 +451,55 @@ def _slice(serving: Serving, port: int, ips: Sequence[str]) -> dict[str, Any]:
         "ports": [{"name": manifests.HTTP, "port": port, "protocol": "TCP"}],
         "endpoints": [{"addresses": [ip], "conditions": {"ready": True}} for ip in sorted(ips)],
     }
+
+
+def ports_of_others(hosts: Iterable[HostPod], serving: ServingKey) -> set[int]:
+    """At which ports the pods of a namespace have engines of other servings."""
+    return {
+        order.port
+        for host in hosts
+        for order, engine in zip(host.orders.engines, host.engines, strict=True)
+        if host.claim.namespace == serving.namespace and engine.serving != serving
+    }
+
+
+def _routes_on(marks: Mapping[str, str], notes: Mapping[str, str]) -> Routes:
+    listed = notes.get(labels.ACTIVE_PORTS[0])
+    return Routes(
+        servings=frozenset(each.removeprefix(labels.SERVES) for each in marks if each.startswith(labels.SERVES)),
+        ports=None if listed is None else tuple(int(each) for each in listed.split(",") if each.isdecimal()),
+    )
+
+
+def routes_of(host: HostPod, replicas: Iterable[ReplicaSeen], routed: Iterable[ServingKey]) -> Routes:
+    """What should stand there: the servings with an InferencePool, and where their engines take requests."""
+    ours = {key.name for key in routed if key.namespace == host.claim.namespace}
+    here = {each.serving.name for each in host.engines} & ours
+    if not here:
+        return Routes()
+    ready = (
+        int(each.address.rpartition(":")[2])
+        for each in replicas
+        if each.address is not None
+        and (each.serving.namespace, each.address.rpartition(":")[0]) == (host.claim.namespace, host.ip)
+        and each.serving.name in here
+        and serves(each)
+    )
+    return Routes(servings=frozenset(here), ports=tuple(sorted(ready)))
+
+
+def routes_patch(host: HostPod, wanted: Routes) -> dict[str, Any]:
+    """A merge patch that makes it so."""
+    gone = {f"{labels.SERVES}{name}": None for name in sorted(host.routes.servings - wanted.servings)}
+    marks = {f"{labels.SERVES}{name}": labels.TRUE for name in sorted(wanted.servings)}
+    ports = None if wanted.ports is None else ",".join(map(str, wanted.ports))
+    notes = dict.fromkeys(labels.ACTIVE_PORTS, ports)
+    return {"metadata": {"uid": host.claim.uid, "labels": {**gone, **marks}, "annotations": notes}}
+
+
+def serves(replica: ReplicaSeen) -> bool:
+    """Whether clients may be sent to it."""
+    return replica.phase is Phase.READY and replica.in_service and replica.deletion_at is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

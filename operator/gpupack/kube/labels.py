@@ -38,6 +38,11 @@ HOUSEHOLD = f"{GROUP}/household"
 ORDERS = f"{GROUP}/orders"
 ROOM = f"{GROUP}/room-for-engines"
 
+SERVES = f"serving.{GROUP}/"
+"""Before a serving's name: on a pod that several engines come into, where an endpoint picker finds engines of it."""
+ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
+"""At which ports of a pod an endpoint picker finds engines; the second is what it was called before llm-d-router."""
+
 SERVICE_NAME = "kubernetes.io/service-name"
 SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
 

@@ -181,7 +181,7 @@ def service(serving: Serving, *, selects: bool = True) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _shared_metadata(serving),
+        "metadata": shared_metadata(serving),
         "spec": {
             "selector": selector if selects else None,
             "ports": [{"name": HTTP, "port": PORT, "targetPort": HTTP, "protocol": "TCP"}],
@@ -194,7 +194,7 @@ def budget(serving: Serving, min_available: int) -> dict[str, Any]:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _shared_metadata(serving),
+        "metadata": shared_metadata(serving),
         "spec": {
             "minAvailable": min_available,
             "maxUnavailable": None,  # a budget has one bound: takes back one that somebody wrote instead
@@ -274,7 +274,7 @@ def _pod_annotations(start: StartReplica, serving: Serving, template: EngineTemp
     return notes
 
 
-def _shared_metadata(serving: Serving) -> dict[str, Any]:
+def shared_metadata(serving: Serving) -> dict[str, Any]:
     return {
         "name": serving.key.name,
         "namespace": serving.key.namespace,

@@ -37,6 +37,7 @@ from gpupack.kube.child_resource import Child
 from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
 from gpupack.kube.host_resource import HostPod, HostReport, SliceThere
 from gpupack.kube.hosts import Hosts
+from gpupack.kube.inference_pool import InferencePools
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.node_resource import (
     ForeignClaim,
@@ -270,6 +271,7 @@ class Mirrors:
             "pods", "/api/v1/pods", pod_record, matters=_is_worth_a_tick, stirs=pods_stirred
         )
         self.hosts = Hosts(api, self.host_pods, stir, pod_proxy=pod_proxy)
+        self.inference_pools = InferencePools(api)
         self.endpoint_slices: Mirror[SliceThere] = mirror(
             "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices", host_resource.slice_there, OUR_SLICES
         )
@@ -487,7 +489,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
             *(pod.replica for pod in pods if pod.replica is not None and pod.pool == name),
             *mirrors.engines_of(hosts),
         ),
-        services=_services(servings, mirrors, selects=not (hosts or any(gpu.one_household for gpu in gpus))),
+        services=_services(servings, resources, mirrors, selects=not (hosts or any(gpu.one_household for gpu in gpus))),
         hosts=hosts,
         reports={each.claim.uid: told for each in hosts if (told := mirrors.hosts.report(each)) is not None},
         slices=mirrors.endpoint_slices.all(),
@@ -576,7 +578,9 @@ def _nodes(
     return node_resource.nodes_of((records[name] for name in sorted(wanted)), (*pods, *others))
 
 
-def _services(servings: Iterable[Serving], mirrors: Mirrors, *, selects: bool) -> tuple[ServiceSeen, ...]:
+def _services(
+    servings: Iterable[Serving], resources: Mapping[ServingKey, ServingResource], mirrors: Mirrors, *, selects: bool
+) -> tuple[ServiceSeen, ...]:
     """One that somebody edited counts as absent, so that it is applied again."""
     return tuple(
         ServiceSeen(
@@ -585,6 +589,7 @@ def _services(servings: Iterable[Serving], mirrors: Mirrors, *, selects: bool) -
                 mirrors.services.get(each.key.namespace, each.key.name), manifests.service(each, selects=selects)
             ),
             min_available=_min_available(each, mirrors.budgets.get(each.key.namespace, each.key.name)),
+            inference_pool=mirrors.inference_pools.seen(each, resources[each.key]),
         )
         for each in sorted(servings, key=lambda each: each.key)
     )

@@ -286,13 +286,22 @@ class Performer:
         self._orders[host.claim.uid] = orders
 
     async def write_slices(self, scene: Scene) -> None:
-        """Which engines clients may go to. An engine whose supervisor is not heard stays where it stands."""
+        """Which engines clients and endpoint pickers may go to. One whose supervisor is not heard stays as it is."""
         there = {host.claim.uid for host in scene.hosts}
         self._orders = {uid: orders for uid, orders in self._orders.items() if uid in there}
         if not scene.has_households:
             return
-        for body in host_resource.slices_to_write(scene.servings, scene.replicas, scene.slices, _unheard(scene)):
+        unheard = _unheard(scene)
+        for body in host_resource.slices_to_write(scene.servings, scene.replicas, scene.slices, unheard):
             await _apply(self._api, body)
+        routed = [each.key for each in scene.servings if each.routing is not None]
+        for host in scene.hosts:
+            wanted = host_resource.routes_of(host, scene.replicas, routed)
+            if wanted == host.routes or host.ip in unheard:
+                continue
+            path = f"{_collection('Pod', host.claim.namespace)}/{host.claim.name}"
+            with contextlib.suppress(NotFound, Conflict):  # the pod has gone by itself
+                await self._api.merge(path, host_resource.routes_patch(host, wanted))
 
     async def _start(
         self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving], now: Seconds
@@ -307,8 +316,10 @@ class Performer:
             for host in scene.hosts:
                 if held == (host.claim.namespace, host.claim.gpu_uuid, host.claim.household):
                     orders = self._orders_of(host)
+                    others = [each for each in scene.hosts if each.claim.uid != host.claim.uid]
+                    elsewhere = host_resource.ports_of_others(others, key)
                     await self._order(
-                        host, host_resource.with_engine(orders, action, serving, resource.template, now)
+                        host, host_resource.with_engine(orders, action, serving, resource.template, now, elsewhere)
                     )  # fmt: skip
             return  # a pod that was asked for in this tick takes the engine when it is seen
         body = manifests.pod(action, serving, resource.template)

@@ -19,6 +19,7 @@ from gpupack.facts.engine_args import OLDEST_VERSION, release_of
 from gpupack.facts.experiment import Experiment
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Refused
+from gpupack.facts.routing import FailureMode, Routing
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import (
     Batching,
@@ -101,6 +102,7 @@ DEFAULT_VERSION = "0.33.0"
 DEFAULT_CPU_CORES = 2
 DEFAULT_MEMORY = "8Gi"
 DEFAULT_EFFICIENCY_PERCENT = 10
+DEFAULT_PICKER_PORT = 9002
 DECISIONS_TOLD = 5
 """So many decisions stand on a ModelServing, for `gpupack explain`."""
 _TOLD = ("at", "reason", "seen", "predicted", "message", "rejected")
@@ -263,6 +265,12 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
         "experiment": experiment,
         "decisions": _decisions(_written(decision) if decided else None, experiment, previous) or None,
         "observed": None if status.appraisal is None else appraisal_to_dict(status.appraisal),
+        "routing": None
+        if status.thresholds is None
+        else {
+            "queueDepthThreshold": status.thresholds.queue_depth,
+            "kvCacheUtilThreshold": number_text(status.thresholds.kv_cache_utilization),
+        },
         "conditions": conditions_to_list(
             status.conditions, previous.get("conditions", ()), now=now, generation=status.observed_generation
         ),
@@ -335,6 +343,7 @@ def _serving(
             mode=Mode(spec.get("mode", Mode.ACTIVE)),
             observes="observe" in spec,
             household=household_of(template),
+            routing=_routing(spec.get("routing", {}).get("inferencePool")),
         )
     except Invalid as invalid:
         return _refused(key, metadata["uid"], metadata["generation"], invalid)
@@ -389,6 +398,17 @@ def _scaling(spec: Mapping[str, Any]) -> Scaling:
         replicas=spec.get("replicas", 1),
         min_replicas=scaling.get("minReplicas", 1),
         max_replicas=scaling.get("maxReplicas"),
+    )
+
+
+def _routing(wanted: Mapping[str, Any] | None) -> Routing | None:
+    if wanted is None:
+        return None
+    picker = wanted["endpointPickerRef"]
+    return Routing(
+        picker=picker["name"],
+        port=picker.get("port", DEFAULT_PICKER_PORT),
+        failure_mode=FailureMode(picker.get("failureMode", FailureMode.CLOSE)),
     )
 
 

@@ -48,14 +48,21 @@ def length_biased_context(lengths: Lengths) -> tuple[float, float]:
     return mean, math.sqrt(done_variance + (lengths.input_cv * lengths.input_mean) ** 2)
 
 
+def kv_tokens_of_full_batch(lengths: Lengths, max_num_seqs: int) -> float:
+    """KV tokens that a full batch stays below 99 times in 100.
+
+    The sum of B length-biased contexts is taken as normal. Each sequence leaves half a block empty.
+    """
+    mean, deviation = length_biased_context(lengths)
+    return max_num_seqs * (mean + BLOCK_TOKENS / 2) + _NORMAL_P99 * math.sqrt(max_num_seqs) * deviation
+
+
 def kv_tokens_needed(lengths: Lengths, max_num_seqs: int, max_model_len: int, safety: Ratio) -> int:
     """KV tokens that a full batch needs 99 times in 100, plus `safety`, in whole blocks.
 
-    The sum of B length-biased contexts is taken as normal. Each sequence leaves half a block empty. Never below one
-    sequence of `max_model_len`, or vLLM refuses to start; never above B of them.
+    Never below one sequence of `max_model_len`, or vLLM refuses to start; never above B of them.
     """
-    mean, deviation = length_biased_context(lengths)
-    batch = max_num_seqs * (mean + BLOCK_TOKENS / 2) + _NORMAL_P99 * math.sqrt(max_num_seqs) * deviation
+    batch = kv_tokens_of_full_batch(lengths, max_num_seqs)
     wanted = min(batch * (1 + safety), max_num_seqs * max_model_len)
     return _whole_blocks(max(wanted, max_model_len)) * BLOCK_TOKENS
 
