@@ -102,6 +102,9 @@ class Journey:
         stage.no_load()
         stage.steer("/exporter", fault="none", absent=[])
         stage.steer("/start", seconds=START_SECONDS)
+        stage.steer("/mps", starts=True)
+        for gpu in stage.state()["gpus"]:
+            stage.steer("/xid", gpu=gpu["uuid"], code=0)
         stage.steer("/interference", interference=ORDINARY_INTERFERENCE)
         stage.steer("/costs", step=1.0)
         stage.delete(SERVINGS)

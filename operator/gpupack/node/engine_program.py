@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gpupack.errors import Invalid
+from gpupack.facts.engine_args import BUCKETS_SINCE, release_of
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.node.device_memory import OutOfMemory
 from gpupack.node.engine_page import EngineNumbers, EnginePage
@@ -58,7 +59,11 @@ class Totals:
 
 @dataclass(slots=True, kw_only=True)
 class Site:
-    """What all engines of the virtual nodes share. `start_seconds` may be changed; it counts for the next start."""
+    """What all engines of the virtual nodes share. `start_seconds` may be changed; it counts for the next start, and so
+    does `overhead_bytes`: GPU memory that an engine takes and nobody expects.
+
+    `mps_starts` is whether MPS can be started in a pod that comes; `mps_servers` end the MPS server on a GPU, by uuid.
+    """
 
     hardware: Hardware
     exchange: Exchange
@@ -68,6 +73,9 @@ class Site:
     costs: EngineCosts = VLLM_V1
     running: dict[str, EngineProgram] = field(default_factory=dict)
     ended: Totals = field(default_factory=Totals)
+    overhead_bytes: int = 0
+    mps_starts: bool = True
+    mps_servers: dict[str, Callable[[], None]] = field(default_factory=dict)
 
 
 class _Interrupted(Exception):
@@ -168,6 +176,8 @@ class EngineProgram:
 
     async def run(self) -> Exit:
         try:
+            if unknown := _unknown_to(_version(self.sandbox.image), self.sandbox.words):
+                return Exit(code=2, message=f"vllm serve: error: unrecognized arguments: {unknown}")
             flags = parse(self.sandbox.words, self.sandbox.environ)
             self._site.running[self.key] = self
             self.serving = await self._start(flags)
@@ -207,7 +217,7 @@ class EngineProgram:
         await self._pause(_UNTIL_CHECK * seconds)
         free_before = memory.free
         requested = requested_bytes(flags, total, free_before)
-        self._take(CONTEXT_BYTES)
+        self._take(CONTEXT_BYTES + site.overhead_bytes)
         await self._pause(_WEIGHTS * seconds)
         self._take(llm.weight_bytes(settings.dtype))
         await self._pause(_PROFILE * seconds)
@@ -327,6 +337,12 @@ def _cache_info(flags: Flags, cache: KvCache) -> dict[str, str]:
         "num_gpu_blocks_override": "None",
         "sliding_window": "None",
     }
+
+
+def _unknown_to(version: str, words: Sequence[str]) -> str | None:
+    """The first argument that this release of vLLM does not know, among those that gpupack gives by release."""
+    new = (word for word in words if word.startswith("--custom-histogram-buckets"))
+    return next(new, None) if release_of(version) < BUCKETS_SINCE else None
 
 
 def _version(image: str) -> str:

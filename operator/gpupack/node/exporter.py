@@ -50,11 +50,12 @@ class Field(StrEnum):
     FB_USED = "fb_used"
     FB_FREE = "fb_free"
     POWER = "power"
+    XID = "xid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardNow:
-    """One GPU over the last period: ratios, bytes and watts."""
+    """One GPU over the last period: ratios, bytes, watts, and the code of the last XID, 0 if there was none."""
 
     card: Card
     dram_active: float
@@ -62,6 +63,7 @@ class CardNow:
     gpu_held: float
     fb_used: int
     power: float
+    xid: int = 0
 
     def value(self, field: Field) -> float:
         match field:
@@ -77,6 +79,8 @@ class CardNow:
                 return float(self.card.kind.memory_bytes - self.fb_used)
             case Field.POWER:
                 return self.power
+            case Field.XID:
+                return float(self.xid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class _Metric:
     help: str
 
 
+_XID = _Metric("DCGM_FI_DEV_XID_ERRORS", 1.0, "Value of the last XID error encountered.")
 _DRAM_HELP = "Ratio of cycles the device memory interface is active sending or receiving data."
 _SM_HELP = "The ratio of cycles an SM has at least 1 warp assigned."
 _OLD = {
@@ -97,6 +102,7 @@ _OLD = {
     Field.FB_USED: _Metric("DCGM_FI_DEV_FB_USED", 1.0 / MIB, "Framebuffer memory used (in MiB)."),
     Field.FB_FREE: _Metric("DCGM_FI_DEV_FB_FREE", 1.0 / MIB, "Framebuffer memory free (in MiB)."),
     Field.POWER: _Metric("DCGM_FI_DEV_POWER_USAGE", 1.0, "Power draw (in W)."),
+    Field.XID: _XID,
 }
 _NEW = {
     Field.DRAM_ACTIVE: _Metric("DCGM_FI_PROF_DRAM_UTIL_RATIO", 1.0, _DRAM_HELP),
@@ -105,6 +111,7 @@ _NEW = {
     Field.FB_USED: _Metric("DCGM_FI_DEV_FB_USED_BYTES", 1.0, "Framebuffer memory used in bytes."),
     Field.FB_FREE: _Metric("DCGM_FI_DEV_FB_FREE_BYTES", 1.0, "Framebuffer memory free in bytes."),
     Field.POWER: _Metric("DCGM_FI_DEV_BOARD_POWER_WATTS", 1.0, "Power draw in watts."),
+    Field.XID: _XID,
 }
 _BLANKS = {Field.DRAM_ACTIVE: BLANK_RATIO, Field.SM_ACTIVE: BLANK_RATIO, Field.POWER: BLANK_RATIO}
 

@@ -7,7 +7,7 @@ else the engines take turns. Knows no pod's meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpupack.kube.labels import DRIVER
 from gpupack.node.device_memory import DeviceMemory
@@ -21,11 +21,12 @@ from gpupack.twin.world import Reading, VirtualGpu, World, activity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One GPU: what it is, who holds its memory, and what it does in the world."""
+    """One GPU: what it is, who holds its memory, what it does in the world, and the errors that its driver told."""
 
     card: Card
     memory: DeviceMemory
     gpu: VirtualGpu
+    xids: list[int] = field(default_factory=list)
 
 
 class Hardware:
@@ -81,13 +82,17 @@ class CardReader:
         if after.at <= before.at:
             return CardNow(
                 card=slot.card, dram_active=0.0, sm_active=0.0, gpu_held=0.0, fb_used=slot.memory.used,
-                power=slot.gpu.spec.idle_watts,
+                power=slot.gpu.spec.idle_watts, xid=_last(slot.xids),
             )  # fmt: skip
         did = activity(before, after)
         return CardNow(
             card=slot.card, dram_active=min(1.0, did.dram_active), sm_active=min(1.0, did.sm_active),
-            gpu_held=min(1.0, did.gpu_held), fb_used=slot.memory.used, power=did.power_watts,
+            gpu_held=min(1.0, did.gpu_held), fb_used=slot.memory.used, power=did.power_watts, xid=_last(slot.xids),
         )  # fmt: skip
+
+
+def _last(xids: Sequence[int]) -> int:
+    return xids[-1] if xids else 0
 
 
 def _slot(world: World, card: Card) -> Slot:

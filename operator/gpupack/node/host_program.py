@@ -23,6 +23,7 @@ from gpupack.node.engine_program import EngineProgram, Site
 from gpupack.node.program import KILLED, Exit, Sandbox
 
 NODE_VARIABLE = "GPUPACK_VIRTUAL_NODE"
+MPS_GONE = "torch.AcceleratorError: CUDA error: the remote procedural call between the MPS server and the client failed"
 KEPT_LINES = 20
 
 VLLM = f"""\
@@ -103,6 +104,7 @@ class HostProgram:
         self._asked = False
         self._lines: list[str] = []
         self._engines: set[asyncio.Task[None]] = set()
+        self._programs: set[EngineProgram] = set()
         self._count = 0
 
     async def run(self) -> Exit:
@@ -122,6 +124,7 @@ class HostProgram:
                 },
             )  # fmt: skip
             self._site.exchange.table[here] = (self._loopback, SUPERVISOR_PORT)
+            self._site.mps_servers[self._device()] = self._lose_mps
             if self._asked:
                 self.terminate()
             assert self._process.stdout is not None
@@ -132,6 +135,7 @@ class HostProgram:
             return Exit(code=128 - code if code < 0 else code, message="\n".join(self._lines))
         finally:
             self._site.exchange.table.pop(here, None)
+            self._site.mps_servers.pop(self._device(), None)
             self._listens = False
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
@@ -154,7 +158,8 @@ class HostProgram:
     def _lay_out(self, programs: Path) -> None:
         """What the pod's volumes hold, under a directory of its own."""
         write_program(programs, "vllm", VLLM)
-        write_program(programs, "nvidia-cuda-mps-control", MPS_CONTROL)
+        if self._site.mps_starts:
+            write_program(programs, "nvidia-cuda-mps-control", MPS_CONTROL)
         place = next(word for word in self._sandbox.words if word.endswith(f"/{archive.NAME}"))
         (self._root / place[1:]).parent.mkdir(parents=True, exist_ok=True)
         archive.write((self._root / place[1:]).parent)
@@ -179,6 +184,13 @@ class HostProgram:
         found = [slots[each.pool, each.name] for each in self._sandbox.devices if (each.pool, each.name) in slots]
         return found[0].card.uuid if found else "void"
 
+    def _lose_mps(self) -> None:
+        """The MPS server dies, and its clients with it."""
+        for server in self._root.glob("**/pipe/server"):
+            os.kill(int(server.read_text()), signal.SIGKILL)
+        for program in self._programs:
+            program.crash(MPS_GONE)
+
     # Engines
 
     def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,6 +204,7 @@ class HostProgram:
             asked = json.loads(await reader.readline())
             program = EngineProgram(self._sandbox_of(asked["words"], asked["environ"]), self._site)
             port = int(next(word for word in asked["words"] if word.startswith("--port=")).partition("=")[2])
+            self._programs.add(program)
             running = asyncio.ensure_future(program.run())
             listening = asyncio.ensure_future(self._hand_on(reader, program))
             health = await asyncio.start_server(_health(program, port), self._loopback, port)
@@ -206,6 +219,7 @@ class HostProgram:
                 for task in (running, listening):
                     task.cancel()
                 await asyncio.wait({running, listening})
+                self._programs.discard(program)
         writer.close()
 
     @staticmethod

@@ -11,7 +11,10 @@ For demos, journeys and people; nothing that the operator sees goes through it.
     POST   /crash                    {"pod": "ns/name", "message": "..."}
     POST   /engine-metrics           {"pod": "ns/name", "fault": "none|unreachable|empty|nan|frozen"}
     POST   /exporter                 {"fault": "none|unreachable|blank|nan|frozen", "absent": ["dram_active", ...]}
-    POST   /start                    {"seconds": 12}: start-up time of engines from now on
+    POST   /start                    {"seconds": 12, "overhead_bytes": 0}: start-up time of engines from now on, and GPU
+                                     memory that they take beyond what anybody expects
+    POST   /mps                      {"gpu": "GPU-..."}: its MPS server dies, or {"starts": false}: none starts in a pod
+    POST   /xid                      {"gpu": "GPU-...", "code": 79}: its driver tells an error; 0 tells that it is well
     POST   /interference             {"interference": 2.0}: how much sharing a GPU slows engines from now on
     POST   /costs                    {"step": 1.25}: what engines that start from now on cost, times the catalog's
     POST   /stranger                 {"gpu": "GPU-...", "bytes": 8e9}: memory that no pod explains; 0 takes it away
@@ -37,6 +40,7 @@ from gpupack.node.engine_program import EngineProgram, Serving, Site
 from gpupack.node.engine_server import MetricsFault
 from gpupack.node.exporter import Exporter, ExporterFault, Field
 from gpupack.node.hardware import Slot
+from gpupack.node.host_program import MPS_GONE
 from gpupack.node.load import Dealer, Load, Reachable, Router
 from gpupack.node.meter import EngineWindow, GpuWindow, Meter, merged_mean, quantile
 from gpupack.twin.arrivals import Lengths
@@ -84,6 +88,8 @@ class Steering:
         app.router.add_post("/interference", self._interfere)
         app.router.add_post("/costs", self._cost)
         app.router.add_post("/stranger", self._hold_memory)
+        app.router.add_post("/mps", self._break_mps)
+        app.router.add_post("/xid", self._tell_xid)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
@@ -136,8 +142,29 @@ class Steering:
         return web.json_response({"fault": exporters[0].fault, "absent": sorted(exporters[0].absent)})
 
     async def _set_start(self, request: web.Request) -> web.Response:
-        self._site.start_seconds = _real(await _body(request), "seconds")
-        return web.json_response({"seconds": self._site.start_seconds})
+        body = await _body(request)
+        self._site.start_seconds = _real(body, "seconds", self._site.start_seconds)
+        self._site.overhead_bytes = int(_real(body, "overhead_bytes", 0.0))
+        return web.json_response({"seconds": self._site.start_seconds, "overhead_bytes": self._site.overhead_bytes})
+
+    async def _break_mps(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        if "starts" in body:
+            self._site.mps_starts = bool(body["starts"])
+            return web.json_response({"starts": self._site.mps_starts})
+        slot = self._slot(body)
+        if (lose := self._site.mps_servers.get(slot.card.uuid)) is not None:
+            lose()
+        else:
+            for program in self._site.running.values():
+                if program.slot is slot:
+                    program.crash(MPS_GONE)
+        return web.json_response({})
+
+    async def _tell_xid(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        self._slot(body).xids.append(int(_real(body, "code")))
+        return web.json_response({"code": body["code"]})
 
     async def _cost(self, request: web.Request) -> web.Response:
         step = _real(await _body(request), "step")
@@ -152,16 +179,20 @@ class Steering:
 
     async def _hold_memory(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        slots = {slot.card.uuid: slot for slot in self._site.hardware.slots.values()}
-        slot = slots.get(str(body.get("gpu")))
-        if slot is None:
-            raise Invalid("gpu", f"{body.get('gpu')!r} is no GPU here", f"give one of {sorted(slots)}")
+        slot = self._slot(body)
         slot.memory.release(STRANGER)
         try:
             slot.memory.take(STRANGER, Bytes(int(_real(body, "bytes"))))
         except OutOfMemory as problem:
             raise Invalid("bytes", str(problem), f"give at most {slot.memory.free}") from problem
         return web.json_response({"fb_used_bytes": slot.memory.used})
+
+    def _slot(self, body: Mapping[str, Any]) -> Slot:
+        slots = {slot.card.uuid: slot for slot in self._site.hardware.slots.values()}
+        slot = slots.get(str(body.get("gpu")))
+        if slot is None:
+            raise Invalid("gpu", f"{body.get('gpu')!r} is no GPU here", f"give one of {sorted(slots)}")
+        return slot
 
     def _program(self, body: Mapping[str, Any]) -> EngineProgram:
         program = self._site.running.get(str(body.get("pod")))
