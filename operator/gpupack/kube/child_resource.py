@@ -138,7 +138,7 @@ def shared_child_of(child: Child) -> Child | None:
     """What gpupack wrote of a Service or PodDisruptionBudget of ours: names, marks, owners and spec; else None."""
     metadata = child["metadata"]
     marks = metadata.get("labels", {})
-    if labels.SERVING not in marks or marks.get(labels.MANAGER) != labels.MANAGED_BY:
+    if not {labels.SERVING, labels.HOUSEHOLD} & {*marks} or marks.get(labels.MANAGER) != labels.MANAGED_BY:
         return None
     kept = {name: metadata.get(name) for name in ("name", "namespace", "labels", "ownerReferences")}
     return {"metadata": kept, "spec": child["spec"]}

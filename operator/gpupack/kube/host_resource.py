@@ -10,6 +10,7 @@ Pure: bodies out, records in. Knows no connection.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,8 @@ TOKEN_KEY = "token"
 PROGRAMS, FILES, SECRETS = "/gpupack", "/run/gpupack", "/run/secrets/gpupack"
 LAST_SECONDS = 25
 """After the drain: SIGKILL to engines that hang, then the end of MPS."""
-_STARTING = (Stage.WAITING, Stage.STARTING, Stage.FAILED, Stage.UNWELL)
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +218,61 @@ def owners(apply: ApplyClaim, uids: Mapping[ServingKey, str]) -> list[dict[str, 
     ]
 
 
-def token_secret(namespace: str, token: str) -> dict[str, Any]:
-    """One a namespace; it stays, for a pod that comes later mounts the same."""
+def budgets(hosts: Iterable[HostPod], replicas: Iterable[ReplicaSeen], uids: Mapping[str, ServingKey]) -> list[Json]:
+    """A PodDisruptionBudget for the pods of each household: a drain takes one at a time.
+
+    None goes while engines of another load, for then they serve nobody yet. A lone pod may go. `uids` are the servings
+    that are there; each body belongs to those whose engines live in the pods.
+    """
+    together: dict[tuple[str, str, str], list[HostPod]] = {}
+    for host in hosts:
+        together.setdefault((host.claim.namespace, host.claim.household, host.pool), []).append(host)
+    loading = {each.name for each in replicas if each.phase is Phase.STARTING and not each.restarts}
+    return [
+        _budget(namespace, household, pool, alike, uids, moving=any(
+            order.name in loading for host in alike for order in host.orders.engines
+        ))
+        for (namespace, household, pool), alike in sorted(together.items())
+    ]  # fmt: skip
+
+
+def _budget(
+    namespace: str, household: str, pool: str, alike: Sequence[HostPod], uids: Mapping[str, ServingKey], *, moving: bool
+) -> Json:
+    owners = sorted({(uids[uid], uid) for host in alike for uid in host.claim.owners if uid in uids})
+    least = len(alike) if moving and len(alike) > 1 else len(alike) - 1
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {
+            "name": f"gpupack-{household}-{hashlib.sha256(pool.encode()).hexdigest()[:6]}",
+            "namespace": namespace,
+            "labels": {
+                labels.MANAGER: labels.MANAGED_BY, labels.PART_OF: labels.MANAGED_BY, labels.POOL: pool,
+                labels.HOUSEHOLD: household,
+            },
+            "ownerReferences": [manifests.owner(key, uid) for key, uid in owners],
+        },
+        "spec": {
+            "minAvailable": least,
+            "selector": {"matchLabels": {labels.HOUSEHOLD: household, labels.POOL: pool}},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }  # fmt: skip
+
+
+def owned(secret: Json, references: Sequence[Mapping[str, Any]]) -> Json | None:
+    """A merge patch by which the token also belongs to these servings, and goes with the last; None if it does."""
+    metadata = secret["metadata"]
+    there = {each["uid"]: each for each in metadata.get("ownerReferences", ())}
+    every = {**there, **{each["uid"]: {**each, "controller": False} for each in references if each["uid"] not in there}}
+    if every == there:
+        return None
+    return {"metadata": {"resourceVersion": metadata["resourceVersion"], "ownerReferences": list(every.values())}}
+
+
+def token_secret(namespace: str, token: str, references: Sequence[Mapping[str, Any]]) -> Json:
+    """One a namespace, for all its pods. It goes with the last serving that had one."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -225,6 +280,7 @@ def token_secret(namespace: str, token: str) -> dict[str, Any]:
             "name": TOKEN_SECRET,
             "namespace": namespace,
             "labels": {labels.MANAGER: labels.MANAGED_BY, labels.PART_OF: labels.MANAGED_BY},
+            "ownerReferences": [{**each, "controller": False} for each in references],
         },
         "stringData": {TOKEN_KEY: token},
     }

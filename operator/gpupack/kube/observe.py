@@ -382,7 +382,7 @@ class Scene:
     """One pool's part of the cluster at one moment. `resources` are its servings as read, by key.
 
     `hosts` are its pods that engines come into, `reports` what their supervisors said, by uid. `slices` are all
-    EndpointSlices that gpupack wrote.
+    EndpointSlices that gpupack wrote, `budgets` all its PodDisruptionBudgets.
     """
 
     pool: PoolResource
@@ -404,6 +404,7 @@ class Scene:
     hosts: tuple[HostPod, ...] = ()
     reports: Mapping[str, HostReport] = field(default_factory=dict)
     slices: tuple[SliceThere, ...] = ()
+    budgets: tuple[Child, ...] = ()
     offer: ClusterOffer | None = None
 
     @property
@@ -493,6 +494,7 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         hosts=hosts,
         reports={each.claim.uid: told for each in hosts if (told := mirrors.hosts.report(each)) is not None},
         slices=mirrors.endpoint_slices.all(),
+        budgets=mirrors.budgets.all(),
         exporters=_exporters(pool, pods, on_nodes),
         stale=mirrors.stale(),
         running=mirrors.running(resources, pods, foreign_claims, devices, node_records),

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -23,7 +23,7 @@ from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import Observation
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.host.orders import Orders, orders_text
-from gpupack.kube import host_resource, labels, manifests, profile_resource
+from gpupack.kube import child_resource, host_resource, labels, manifests, profile_resource
 from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
 from gpupack.kube.conditions import conditions_to_list
 from gpupack.kube.host_resource import HostPod
@@ -252,10 +252,9 @@ class Performer:
                 references = host_resource.owners(apply, uids)
                 body = {"metadata": {"uid": host.claim.uid, "ownerReferences": references}}
                 await self._api.merge(f"{path}/{host.claim.name}", body)
+                await self._keep_token(apply.namespace, references)
                 return
-        token = host_resource.token_secret(apply.namespace, secrets.token_urlsafe(32))
-        with contextlib.suppress(Conflict):  # there is one
-            await self._api.create(f"/api/v1/namespaces/{apply.namespace}/secrets", token)
+        await self._keep_token(apply.namespace, host_resource.owners(apply, uids))
         plan, kind = scene.pool.plan, gpu.kind.name
         chosen = [] if plan is None else [each for each in plan.shapes if each.gpu_kind == kind]
         best = max((each.replicas_per_gpu for each in chosen if each.serving in apply.owners), default=1)
@@ -268,6 +267,18 @@ class Performer:
             runtime_class=None if scene.offer is None else scene.offer.runtime_class,
         )  # fmt: skip
         await _apply(self._api, body)
+
+    async def _keep_token(self, namespace: str, references: Sequence[Mapping[str, Any]]) -> None:
+        """The namespace's token, which belongs to every serving that has had a pod there. Raises Conflict if somebody
+        wrote it meanwhile."""
+        path = f"/api/v1/namespaces/{namespace}/secrets"
+        try:
+            token = host_resource.token_secret(namespace, secrets.token_urlsafe(32), references)
+            await self._api.create(path, token)
+        except Conflict:  # there is one
+            there = await self._api.get(f"{path}/{host_resource.TOKEN_SECRET}")
+            if (patch := host_resource.owned(there, references)) is not None:
+                await self._api.merge(f"{path}/{host_resource.TOKEN_SECRET}", patch)
 
     def _orders_of(self, host: HostPod) -> Orders:
         """What this process wrote last, if the mirror does not show it yet."""
@@ -302,6 +313,15 @@ class Performer:
             path = f"{_collection('Pod', host.claim.namespace)}/{host.claim.name}"
             with contextlib.suppress(NotFound, Conflict):  # the pod has gone by itself
                 await self._api.merge(path, host_resource.routes_patch(host, wanted))
+
+    async def write_budgets(self, scene: Scene) -> None:
+        """Which of several pods that engines live in a drain may take."""
+        uids = {resource.uid: key for key, resource in scene.resources.items()}
+        there = {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in scene.budgets}
+        for body in host_resource.budgets(scene.hosts, scene.replicas, uids):
+            metadata = body["metadata"]
+            if not child_resource.stands(there.get((metadata["namespace"], metadata["name"])), body):
+                await _apply_shared(self._api, body)
 
     async def _start(
         self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving], now: Seconds
@@ -386,6 +406,7 @@ async def carry_out(
     """
     committed = await commit(api, scene, outcome, now)
     await performer.write_slices(scene)  # an engine leaves its slice before it is stopped
+    await performer.write_budgets(scene)
     return committed, await performer.perform(scene, outcome.actions, now)
 
 
