@@ -14,13 +14,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write golden files anew instead of comparing")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m written` are all tests that compare with what they can write."""
+    for item in items:
+        if "regenerating" in getattr(item, "fixturenames", ()):
+            item.add_marker("written")
+
+
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+def regenerating(request: pytest.FixtureRequest) -> bool:
+    """Whether files are to be written anew. Whoever writes some asks here, so that `make verify` finds it."""
+    return bool(request.config.getoption("--regenerate"))
+
+
+@pytest.fixture
+def golden(regenerating: bool) -> Callable[[str, str], None]:
     """`golden("explain/packed.txt", text)`: the text is the product and must be what the file holds."""
 
     def compare(name: str, text: str) -> None:
         path = GOLDEN / name
-        if request.config.getoption("--regenerate"):
+        if regenerating:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         assert path.exists(), f"{path} does not exist; write it with: pytest --regenerate"

@@ -106,8 +106,8 @@ class _Named(dict[str, str]):
         return key.upper()
 
 
-def test_the_page_of_runbooks_says_what_the_alerts_say(request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--regenerate"):
+def test_the_page_of_runbooks_says_what_the_alerts_say(regenerating: bool) -> None:
+    if regenerating:
         RUNBOOKS.parent.mkdir(exist_ok=True)
         RUNBOOKS.write_text(page())
     assert RUNBOOKS.read_text() == page(), "pytest tests/charts --regenerate writes it"

@@ -58,10 +58,10 @@ def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: 
     golden(f"chart/{values}.yaml", without_copies(text))
 
 
-def test_the_crds_of_the_chart_are_the_projects_own(helm: Path, request: pytest.FixtureRequest) -> None:
+def test_the_crds_of_the_chart_are_the_projects_own(helm: Path, regenerating: bool) -> None:
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         copy = CHART / "files" / "crds" / path.name
-        if request.config.getoption("--regenerate"):
+        if regenerating:
             copy.write_text(path.read_text())
         assert copy.read_text() == path.read_text(), f"{copy} is not {path}: pytest --regenerate copies it"
     assert len(list((CHART / "files" / "crds").iterdir())) == len(list((ROOT / "crds").glob("*.yaml")))
@@ -130,12 +130,12 @@ def test_chart_and_kustomization_bring_the_same_objects(helm: Path) -> None:
             }
 
 
-def test_the_kustomization_of_monitors_and_alerts_is_the_charts(helm: Path, request: pytest.FixtureRequest) -> None:
+def test_the_kustomization_of_monitors_and_alerts_is_the_charts(helm: Path, regenerating: bool) -> None:
     path = ROOT / "deploy" / "monitoring" / "monitoring.yaml"
     known = render(helm, *(f"--api-versions={each}" for each in MONITORING))
     kinds = [each.rpartition("/")[2] for each in MONITORING]
     found = [plainly(each) for kind in kinds for each in objects(known, kind)]
-    if request.config.getoption("--regenerate"):
+    if regenerating:
         head = "# The chart's own, written by: pytest tests/charts --regenerate\n"
         path.write_text(head + yaml.safe_dump_all(found, sort_keys=False, width=120))
     assert list(yaml.safe_load_all(path.read_text())) == found

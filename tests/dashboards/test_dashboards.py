@@ -35,10 +35,10 @@ every_page = pytest.mark.parametrize("page", DASHBOARDS, ids=lambda page: page.n
 
 
 @every_page
-def test_what_is_shipped_is_what_the_code_makes(page: Page, request: pytest.FixtureRequest) -> None:
+def test_what_is_shipped_is_what_the_code_makes(page: Page, regenerating: bool) -> None:
     for folder in SHIPPED:
         path = folder / f"{page.name}.json"
-        if request.config.getoption("--regenerate"):
+        if regenerating:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(page.text())
         assert path.read_text() == page.text(), f"{path} is old: pytest --regenerate writes it"

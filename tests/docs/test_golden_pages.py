@@ -63,10 +63,10 @@ def of(language: str, *, run: bool = False) -> list[Any]:
     return [pytest.param(each, id=str(each)) for each in BLOCKS if each.language == language and each.is_run == run]
 
 
-def test_every_written_part_is_golden(request: pytest.FixtureRequest) -> None:
+def test_every_written_part_is_golden(regenerating: bool) -> None:
     for path in pages():
         text, wanted = path.read_text(), rewritten(path.read_text())
-        if request.config.getoption("--regenerate"):
+        if regenerating:
             path.write_text(wanted)
         else:
             assert text == wanted, f"{path} is not what the code says: pytest tests/docs --regenerate"

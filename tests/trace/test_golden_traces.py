@@ -69,14 +69,14 @@ def text_of(looks: Iterable[Decided]) -> str:
 
 
 @pytest.mark.parametrize("name", [*SEEDS, JOURNEY])
-def test_golden_trace_is_decided_as_it_was(name: str, request: pytest.FixtureRequest) -> None:
+def test_golden_trace_is_decided_as_it_was(name: str, regenerating: bool) -> None:
     path = TRACES / name
-    if request.config.getoption("--regenerate"):
+    if regenerating:
         path.write_text(text_of(telling(recorded(SEEDS[name])) if name in SEEDS else decided_again(path)))
     replayed = list(replay(read(path)))
     assert len(replayed) > 5
     differing = [(each.number, one) for each in replayed for one in each.differences if one.weight.matters]
-    assert not differing, f"gpupack replay {path} tells more; if it is meant: pytest --regenerate -k golden"
+    assert not differing, f"gpupack replay {path} tells more; if it is meant: pytest --regenerate"
 
 
 def test_golden_traces_hold_what_a_trace_is_for() -> None:
