@@ -20,7 +20,7 @@ from gpupack.node import binaries
 from gpupack.node.controlplane import ControlPlane
 
 from .history import History
-from .journey import NODE_ARGUMENTS, Journey
+from .journey import NODE_ARGUMENTS, PROCESS_IMAGE, Journey, write_image
 from .kind.joined import JoinedCluster
 
 LOGS = Path(__file__).parent / ".out"
@@ -71,7 +71,10 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def stage(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
-    with Stage(cluster, folder, node_arguments=NODE_ARGUMENTS) as stage:
+    image = tmp_path_factory.mktemp("image")
+    write_image(image)
+    arguments = (*NODE_ARGUMENTS, "--process", f"{PROCESS_IMAGE}={image}")
+    with Stage(cluster, folder, node_arguments=arguments) as stage:
         stage.start_operator()
         yield stage
 

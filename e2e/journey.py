@@ -6,8 +6,10 @@ Nothing here knows what gpupack ought to do.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,8 @@ NODE_ARGUMENTS = (
     "--node-name", "virtual", "--nodes", "2", "--plugin-nodes", "1", "--gpus", "2", "--gpu-kind", "H100-80GB",
     "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
+PROCESS_IMAGE = "gpupack:here"
+"""Pods of this image are this checkout's `gpupack`, as a process."""
 FIRST_NODE, SECOND_NODE = "virtual-1", "virtual-2"
 PLUGIN_NODE = "virtual-plugin-1"
 """The pool has the GPUs of the first; a journey that needs others selects them."""
@@ -52,6 +56,14 @@ POOL: dict[str, Any] = {
 
 MODEL = {"name": "llama-3.2-1b"}
 LARGER = {"name": "llama-3.2-3b"}
+
+
+def write_image(folder: Path) -> None:
+    """The folder that stands in for PROCESS_IMAGE."""
+    program = folder / "bin" / "gpupack"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gpupack "$@"\n')
+    program.chmod(0o755)
 
 
 def serving(name: str, **spec: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gpupack.facts.gpu import Gpu
 from gpupack.facts.llm import Dtype
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import (
+    IDLE,
     Batching,
     Lengths,
     Mode,
@@ -71,6 +72,7 @@ def serving(
     max_model_len: int | None = None,
     cpu_cores: int = 2,
     age: float = 1000.0,
+    idle: float = IDLE,
     dtype: Dtype = Dtype.BFLOAT16,
 ) -> Serving:
     """A serving of `model`; `itl`, `ttft` in seconds, `replicas` sets a manual count, `batch` a fixed batch limit."""
@@ -102,6 +104,7 @@ def serving(
             replicas=1 if replicas is None else replicas,
             min_replicas=least,
             max_replicas=most,
+            idle=Seconds(idle),
         ),
         sharing=sharing,
         mode=mode,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import os
@@ -18,7 +17,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +36,14 @@ from gpupack.facts.observation import Observation
 from gpupack.facts.policy import Policy
 from gpupack.kube import labels
 from gpupack.kube.api import Api, Conflict, configuration_of
+from gpupack.kube.doors import ACTIVATOR_NAMESPACE, may_sleep
 from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
 from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep_learnt
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper, engine_targets, observed_targets
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
 from gpupack.profiling.measuring import Measurer
+from gpupack.program import configure_logging, count
 from gpupack.telemetry import Telemetry, Tick
 from gpupack.trace.recorder import Recorder, TraceFile
 from gpupack.units import MB, Seconds
@@ -58,6 +58,7 @@ ORPHAN_SECONDS = 2.0
 LEAST_GAP_SECONDS = Policy().least_gap
 AFTER_FAILURE_SECONDS = Policy().tick
 TRACE_VARIABLE = "GPUPACK_TRACE"
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 IMAGE_VARIABLE = "GPUPACK_IMAGE"
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
@@ -198,6 +199,7 @@ class PoolTask:
                 scene.device_of(gpu), gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             ),
             self._watched_since,
+            self._mirrors.waiting.seen(each.key for each in scene.servings if may_sleep(each)),
         )
         started = time.monotonic()
         # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
@@ -250,7 +252,7 @@ class Operator:
 
     def __init__(
         self, configuration: Configuration, *, pod_proxy: str | None, reconcile: Reconcile = reconcile,
-        trace: TraceFile | None = None, image: str = "",
+        trace: TraceFile | None = None, image: str = "", activator_namespace: str = ACTIVATOR_NAMESPACE,
     ) -> None:  # fmt: skip
         self._image = image
         self.telemetry = Telemetry(self._mirror_ages)
@@ -262,7 +264,9 @@ class Operator:
         self._pod_proxy = pod_proxy
         self._reconcile = reconcile
         self._api = Api(configuration, on_call=self.telemetry.called)
-        self.mirrors = Mirrors(self._api, _lookups(), self.stir, pod_proxy=pod_proxy)
+        self.mirrors = Mirrors(
+            self._api, _lookups(), self.stir, pod_proxy=pod_proxy, activator_namespace=activator_namespace
+        )  # fmt: skip
         self._measurer = Measurer(self._api, self.mirrors, _gpu_by_name, pod_proxy=pod_proxy)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
@@ -428,34 +432,6 @@ async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
     )
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and whatever the call added."""
-
-    STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line.update({key: value for key, value in vars(record).items() if key not in self.STANDARD})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def configure_logging(log_format: str, level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonLines() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for noisy in ("kopf", "httpx", "httpcore", "aiohttp.access", "kubernetes"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
 @contextlib.asynccontextmanager
 async def _serving(host: str, port: int | None, routes: Mapping[str, Callable[[], web.Response]]) -> Any:
     """An HTTP endpoint for as long as the block lasts; no port, no endpoint."""
@@ -486,11 +462,12 @@ def _yes_or_no(true: Callable[[], bool]) -> Callable[[], web.Response]:
 async def operate(
     *, kubeconfig: str | None, pod_proxy: str | None, host: str, metrics_port: int | None, health_port: int | None,
     trace: TraceFile | None = None, reconcile: Reconcile = reconcile, stop: asyncio.Event | None = None,
-    ready: asyncio.Event | None = None, image: str = "",
+    ready: asyncio.Event | None = None, image: str = "", activator_namespace: str = ACTIVATOR_NAMESPACE,
 ) -> None:  # fmt: skip
     """Runs until a signal or `stop`. Raises Unavailable without credentials, OSError if a port is taken."""
     operator = Operator(
-        await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile, trace=trace, image=image
+        await configuration_of(kubeconfig), pod_proxy=pod_proxy, reconcile=reconcile, trace=trace, image=image,
+        activator_namespace=activator_namespace,
     )  # fmt: skip
 
     def metrics() -> web.Response:
@@ -525,14 +502,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"write every observation and what came of it there, for `gpupack replay`; default: ${TRACE_VARIABLE}",
     )  # fmt: skip
     parser.add_argument(
-        "--trace-megabytes", type=_count, default=64, metavar="N", help="when the file turns over; default 64"
+        "--trace-megabytes", type=count, default=64, metavar="N", help="when the file turns over; default 64"
     )
     parser.add_argument(
-        "--trace-files", type=_count, default=8, metavar="K", help="files in all, older ones compressed; default 8"
+        "--trace-files", type=count, default=8, metavar="K", help="files in all, older ones compressed; default 8"
     )
     parser.add_argument(
         "--image", metavar="IMAGE", default=os.environ.get(IMAGE_VARIABLE, f"gpupack:{__version__}"),
         help=f"of this program, for pods that get their supervisor from it; default: ${IMAGE_VARIABLE}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activator-namespace", metavar="NAME", default=_own_namespace(),
+        help="whose activators get the requests of ModelServings that sleep; default: the operator's own",
     )  # fmt: skip
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
@@ -545,14 +526,16 @@ def _port(word: str) -> int:
     return number
 
 
+def _own_namespace() -> str:
+    """As Kubernetes tells a pod with an account; outside a cluster the one that the chart is installed into."""
+    try:
+        return OWN_NAMESPACE.read_text().strip()
+    except OSError:
+        return ACTIVATOR_NAMESPACE
+
+
 def _path(word: str | None) -> Path | None:
     return Path(word) if word else None
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not a whole number of at least 1")
-    return int(word)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -572,6 +555,7 @@ def run(args: argparse.Namespace) -> int:
             health_port=args.health_port or None,
             trace=trace,
             image=args.image,
+            activator_namespace=args.activator_namespace,
         )
     )
     return 0

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from gpupack.facts.estimate import Estimate
 from gpupack.facts.experiment import Experiment
-from gpupack.facts.placement import Placement, Plan, PredictedEffect
+from gpupack.facts.placement import Placement, Plan, PredictedEffect, Wake
 from gpupack.facts.routing import Thresholds
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import ServingKey, Sharing
@@ -37,6 +37,7 @@ class Step(StrEnum):
 
     ADDED = "Added"
     REMOVED = "Removed"
+    ASLEEP = "Asleep"
     REPLACED = "Replaced"
     MOVED = "Moved"
     WITHDRAWN = "Withdrawn"
@@ -249,6 +250,7 @@ class ServingStatus:
     experiment_message: str = ""
     appraisal: Appraisal | None = None
     thresholds: Thresholds | None = None
+    wake: Wake | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,7 @@ class Telemetry(Collector):
         yield from _gpus(ticks)
         yield from _glances(ticks)
         yield from _experiments(ticks)
+        yield from _sleepers(ticks)
         yield _missing(ticks)
 
     def describe(self) -> Iterable[Metric]:
@@ -287,6 +288,24 @@ def _experiments(ticks: Iterable[Tick]) -> Iterator[Metric]:
                 predicted.add_metric(where, each.predicted)
                 measured.add_metric(where, each.measured)
     yield from (predicted, measured, under_way, undone)
+
+
+def _sleepers(ticks: Iterable[Tick]) -> Iterator[Metric]:
+    named = ["namespace", "serving"]
+    took = GaugeMetricFamily(
+        "gpupack_wake_seconds", "From the first request that was held for a sleeping serving until it had a replica, "
+        "the last time", labels=named,
+    )  # fmt: skip
+    held = GaugeMetricFamily("gpupack_held_requests", "Requests that the activators hold", labels=named)
+    for tick in ticks:
+        plan = tick.outcome.pool_status.plan
+        for wake in () if plan is None else plan.wakes:
+            if wake.took is not None:
+                took.add_metric([wake.serving.namespace, wake.serving.name], wake.took)
+        for each in tick.observation.held:
+            if not isinstance(each.requests, Missing):
+                held.add_metric([each.serving.namespace, each.serving.name], each.requests.value)
+    yield from (took, held)
 
 
 def _missing(ticks: Iterable[Tick]) -> Metric:

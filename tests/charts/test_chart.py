@@ -252,3 +252,24 @@ def test_every_alert_asks_for_a_series_that_is_served_and_says_what_to_do() -> N
 
 def _names(expression: str) -> list[str]:
     return "".join(each if each.isalnum() or each == "_" else " " for each in expression).split()
+
+
+def test_chart_and_kustomization_run_the_activator_alike_and_only_if_asked_to(helm: Path) -> None:
+    folder = ROOT / "deploy" / "activator"
+    expected = yaml.safe_load((folder / "deployment.yaml").read_text())["spec"]["template"]["spec"]
+    names = {each["metadata"]["name"] for each in objects(render(helm), "Deployment")}
+    assert names == {"gpupack"}
+    text = render(helm, "--set", "activator.enabled=true")
+    (pod,) = [
+        each["spec"]["template"]["spec"]
+        for each in objects(text, "Deployment")
+        if each["metadata"]["name"] == "gpupack-activator"
+    ]
+    for each in (pod, expected):
+        (each["container"],) = each.pop("containers")
+        each["container"].pop("image")
+        each["container"].pop("imagePullPolicy", None)
+    assert pod == expected
+    roles = {each["metadata"]["name"]: each["rules"] for each in objects(text, "ClusterRole")}
+    (role,) = [each for each in yaml.safe_load_all((folder / "rbac.yaml").read_text()) if each["kind"] == "ClusterRole"]
+    assert roles["gpupack-activator"] == role["rules"]

@@ -19,6 +19,7 @@ from gpupack.facts.observation import (
     EngineSeen,
     EngineWindow,
     GpuSeen,
+    HeldSeen,
     Holder,
     Measured,
     Missing,
@@ -101,10 +102,11 @@ def itl(serving: Serving, shape: Shape, kind: GpuKind, engines: int, running: in
 
 
 class World:
-    """`loads` are requests a second by serving. `blind` names what cannot be read: `engines` or `dcgm`.
+    """`loads` are requests a second by serving. `blind` names what cannot be read: `engines`, `dcgm` or `activator`.
 
     Engines that share a GPU are `interference` times slower than the model says, those of a shape in `spoilt` so many
     times.
+    `has_activator`: requests to a serving without a replica are held (`held`, with the time of the first), else lost.
     `live_lengths` are what requests really have (input and output tokens) where that is not what was declared, and
     `is_open` says that requests come as they like, not when the answer before them is there.
     """
@@ -138,6 +140,8 @@ class World:
         self.refused: list[Refused] = []
         self.stuck: set[str] = set()
         self.stale: tuple[str, ...] = ()
+        self.has_activator = False
+        self.held: dict[ServingKey, tuple[float, float]] = {}
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.told: list[Tell] = []
@@ -170,7 +174,15 @@ class World:
                 for key in self.servings
             ),
             stale=self.stale,
+            held=tuple(self._held_seen(key) for key in self.servings) if self.has_activator else (),
         )
+
+    def _held_seen(self, key: ServingKey) -> HeldSeen:
+        requests, since = self.held.get(key, (0.0, None))
+        if "activator" in self.blind:
+            return HeldSeen(serving=key, requests=Missing(cause=self.blind["activator"], origin="activator"))
+        seen = Reading(value=requests, at=Seconds(self.at), origin="activator")
+        return HeldSeen(serving=key, requests=seen, since=None if since is None else Seconds(since))
 
     def _gpu_seen(self, gpu: Gpu) -> GpuSeen:
         used = sum(pod.memory(gpu.kind) for pod in self.on(gpu.uuid) if pod.phase is not Phase.PENDING)
@@ -235,7 +247,12 @@ class World:
             peak_arrivals=self._peak(pod),
             judged=windows[self.policy.window],
             version="0.33.0",
+            idle=self._read(self._idle(pod)),
         )
+
+    def _idle(self, pod: Pod) -> float:
+        busy = [entry[0] for entry in pod.history if entry[1] > 0 or entry[3] > 0]
+        return self.at - max([*busy, pod.ready_at or self.at])
 
     def _read(self, value: float) -> Measured:
         if "engines" in self.blind:
@@ -426,6 +443,11 @@ class World:
 
     def _serve(self, key: ServingKey, seconds: float) -> None:
         serving = [each for each in self.of(key) if each.phase is Phase.READY and each.in_service]
+        if not serving and self.has_activator and (came := self.loads.get(key, 0.0) * seconds):
+            requests, since = self.held.get(key, (0.0, self.at))
+            self.held[key] = requests + came, since
+        elif serving and key in self.held:
+            serving[0].waiting += self.held.pop(key)[0]
         for pod in self.pods.values():
             if pod.placement.serving != key or pod.phase is not Phase.READY:
                 continue

@@ -22,8 +22,8 @@ from gpupack.facts.observation import (
 from gpupack.facts.placement import Plan, PredictedEffect, Record
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Sharing
-from gpupack.handlers import JsonLines
 from gpupack.plan import Outcome, PoolStatus
+from gpupack.program import JsonLines
 from gpupack.telemetry import Telemetry, Tick
 from gpupack.units import Ratio, Seconds
 

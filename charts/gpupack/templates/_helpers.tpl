@@ -77,3 +77,21 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
+
+{{- define "gpupack.activatorName" -}}
+{{- printf "%s-activator" (include "gpupack.fullname" . | trunc 53 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "gpupack.activatorSelector" -}}
+app.kubernetes.io/name: {{ include "gpupack.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: activator
+{{- end }}
+
+{{- define "gpupack.activatorLabels" -}}
+{{ include "gpupack.activatorSelector" . }}
+app.kubernetes.io/part-of: gpupack
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "soak": ("gpupack.soak.run", "seeds drive a simulated cluster with faults; rules that must always hold in it"),
     "operator": ("gpupack.handlers", "the operator itself, in a cluster or beside one"),
     "host": ("gpupack.host.run", "the supervisor in a pod that holds a GPU: the engines of that GPU, and MPS"),
+    "activator": ("gpupack.activator.run", "holds requests for ModelServings that sleep, until an engine is awake"),
     "agent": ("gpupack.agent.run", "a GPU node's memory, bandwidth, power, faults and processes, as Prometheus series"),
     "twin": ("gpupack.node.cli", "virtual GPU nodes for a real API server: vLLM pods in the digital twin"),
 }

@@ -15,7 +15,7 @@ from gpupack.facts.experiment import Experiment, Undone
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
 from gpupack.facts.observation import Phase, ReplicaSeen
-from gpupack.facts.placement import ChosenShape, FaultyGpu, Lesson, Placement, Plan, Withdrawn
+from gpupack.facts.placement import ChosenShape, FaultyGpu, Lesson, Placement, Plan, Wake, Withdrawn
 from gpupack.facts.serving import Mode, ServingKey, Shape, Sharing
 from gpupack.units import Bytes, Ratio
 
@@ -79,6 +79,7 @@ class Board:
         self.lessons: dict[tuple[ServingKey, str], Lesson] = {
             (each.serving, each.gpu_kind): each for each in plan.lessons
         }
+        self.wakes: dict[ServingKey, Wake] = {each.serving: each for each in plan.wakes}
         self.touched: set[str] = set()
         self._booked: list[Placement] = []
         self.rates: dict[ServingKey, float] = {}

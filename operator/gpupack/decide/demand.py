@@ -25,7 +25,8 @@ from enum import StrEnum
 from gpupack.facts.interpretation import EngineFacts, Facts, Gap, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, ReplicaSeen
 from gpupack.facts.policy import Policy
-from gpupack.facts.serving import ScalingMode, Serving
+from gpupack.facts.serving import Mode, ScalingMode, Serving
+from gpupack.plan import Step
 
 CONSTANT = 0.02
 """Counts of requests inside an engine that differ by this share at most, or by one, are called constant."""
@@ -56,6 +57,7 @@ class Basis(StrEnum):
     MISSING = "Missing"
     CLOSED_LOOP = "ClosedLoop"
     ARRIVALS = "Arrivals"
+    ASLEEP = "Asleep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,9 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
         count = scaling.replicas
         rate = _seen_rate(serving, facts)
         return Demand(basis=Basis.MANUAL, wanted=count, floor=count, spare=planned > count, rate=rate)
-    floor = scaling.min_replicas
+    if planned == 0 and sleeps_on(serving, facts):
+        return Demand(basis=Basis.ASLEEP, wanted=0, floor=0, spare=False)
+    floor = max(1, scaling.min_replicas)
     replicas = facts.replicas_of.get(serving.key, ())
     serving_now = [each for each in replicas if each.phase is Phase.READY and not is_leaving(each)]
     engines = [(each, facts.engines.get(each.name)) for each in serving_now]
@@ -101,18 +105,50 @@ def ask(serving: Serving, facts: Facts, planned: int, capacity: Capacity, most: 
     known = [engine for _, engine in engines if engine is not None and _has_rate(engine, facts.policy)]
     if not known:
         declared = serving.declared_rate
-        asked = 1 if declared is None else _smallest(float(declared), 0.0, planned, capacity, facts.policy)
+        held = _held_for(serving, facts)
+        asked = 1
+        if declared is not None or held > 0:
+            asked = _smallest(float(declared or 0.0), held, planned, capacity, facts.policy)
         first = max(floor, min(asked, max(most, planned) + 1))
         return Demand(basis=Basis.DECLARED, wanted=max(planned, first), floor=floor, spare=False)
     leaving = [facts.engines[each.name] for each in replicas if is_leaving(each) and each.name in facts.engines]
     everyone = len(known) == len(engines)
-    demand = _measured(serving, facts, planned, capacity, known, leaving, everyone=everyone)
+    demand = _measured(serving, facts, planned, capacity, known, leaving, floor=floor, everyone=everyone)
+    if everyone and planned == 1 and not leaving and _may_sleep(serving, facts, known):
+        demand = replace(demand, spare=True)
     could_add = everyone and len(engines) == planned < most
     return replace(
         demand,
         wanted=max(floor, min(demand.wanted, max(most, planned) + 1)),
         look_again=demand.look_again and could_add,
     )
+
+
+def sleeps_on(serving: Serving, facts: Facts) -> bool:
+    """Whether a serving without a replica stays so: it may, and nobody is known to wait for it.
+
+    Without an activator nobody could wake it, so it does not fall asleep; one that slept before does not wake for that.
+    """
+    if serving.scaling.mode is not ScalingMode.AUTO or serving.scaling.min_replicas or serving.mode is not Mode.ACTIVE:
+        return False
+    held = facts.held.get(serving.key)
+    if held is None:
+        records = facts.plan.records if facts.plan else ()
+        return any(each.serving == serving.key and each.reason == Step.ASLEEP for each in records)
+    return isinstance(held.requests, Missing) or held.requests == 0
+
+
+def _may_sleep(serving: Serving, facts: Facts, engines: Sequence[EngineFacts]) -> bool:
+    """Whether it is known that nothing was asked of it for as long as it takes, and that somebody could wake it."""
+    held = facts.held.get(serving.key)
+    if serving.scaling.min_replicas or held is None or isinstance(held.requests, Missing) or held.requests:
+        return False
+    return all(not isinstance(each.idle, Missing) and each.idle >= serving.scaling.idle for each in engines)
+
+
+def _held_for(serving: Serving, facts: Facts) -> float:
+    held = facts.held.get(serving.key)
+    return 0.0 if held is None or serving.scaling.min_replicas else _number(held.requests)
 
 
 def _measured(
@@ -123,9 +159,10 @@ def _measured(
     known: Sequence[EngineFacts],
     leaving: Sequence[EngineFacts],
     *,
+    floor: int,
     everyone: bool,
 ) -> Demand:
-    policy, floor = facts.policy, serving.scaling.min_replicas
+    policy = facts.policy
     calm = CALM if serving.learned else 1.0
     rate = arrivals([*known, *leaving], policy)
     waiting = sum(_number(each.waiting) for each in known)

@@ -111,6 +111,7 @@ _ASKED = {
     "Declared": "The declared load asks for",
     "ClosedLoop": "The clients, whose number is constant, ask for",
     "Missing": "The load that was last known asks for",
+    "Asleep": "Nobody waits:",
 }
 
 
@@ -151,6 +152,26 @@ def opened(uuid: str, stops: Iterable[Verdict]) -> str:
 def removed(uuid: str, left: int, rate: float | None) -> str:
     load = "" if rate is None else f" and predicted to hold {rate:.3g} requests/s"
     return f"A replica on {place(uuid)} is given up; {left} {_are(left)} left{load}."
+
+
+def falls_asleep(idle: float) -> str:
+    return f"Nothing was asked of it for {idle:.0f} s: its last replica is given up. The next request wakes it."
+
+
+def asleep() -> str:
+    return "No replica runs and none is asked for. The next request wakes it."
+
+
+def woke(seconds: float) -> str:
+    return f"Awake {seconds:.1f} s after the first request came."
+
+
+def nobody_wakes() -> str:
+    """A serving that sleeps in a cluster without an activator."""
+    return (
+        "It sleeps, and no activator is ready to hold its requests and wake it. Bring the activator back, or set"
+        " scaling.minReplicas to 1."
+    )
 
 
 def replaced(uuid: str, slot: int) -> str:

@@ -70,6 +70,11 @@ REASONS: Mapping[Reason, Meaning] = {
 STEPS: Mapping[Step, Meaning] = {
     Step.ADDED: Meaning(means="One more replica was planned; the message says where and what it should bring."),
     Step.REMOVED: Meaning(means="A replica that the load no longer needs was given up; the others hold the load."),
+    Step.ASLEEP: Meaning(
+        means="scaling.minReplicas is 0 and nothing was asked for scaling.idleSeconds: no replica runs. The activator"
+        " holds the next request and wakes the serving.",
+        do="Nothing. status.wake has how long it took the last time; scaling.minReplicas: 1 keeps it awake.",
+    ),
     Step.REPLACED: Meaning(means="A replica makes room for one of the present shape or pod template, one at a time."),
     Step.MOVED: Meaning(
         means="A replica goes to another GPU: its node is cordoned, its GPU is unwell, or its shape does not fit."
@@ -171,6 +176,11 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
             " node takes are named in the message.",
         ),
         "NotPlaced": Meaning(means="No replica has a place; the condition Packed says why."),
+        "Asleep": Meaning(means="No replica runs, and the next request wakes it: it can be asked."),
+        "NoActivator": Meaning(
+            means="It sleeps, and no activator is ready to hold its requests and wake it.",
+            do="Bring the activator back (activator.enabled in the chart), or set scaling.minReplicas to 1.",
+        ),
         "AdviseOnly": Meaning(means="In Advise mode nothing is started.", do="Set spec.mode: Active."),
         "Suspended": Meaning(means="Frozen by spec.mode: Suspend before a replica served."),
         "Invalid": Meaning(means="See Accepted."),

@@ -25,6 +25,7 @@ from gpupack.decide.shapes import choose
 from gpupack.decide.steps import obstacle, steps
 from gpupack.decide.turn import appraised, take_turn
 from gpupack.decide.undone import forget
+from gpupack.decide.wake import wakes
 from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.interpretation import Facts, interpret, is_leaving
 from gpupack.facts.observation import Observation, ReplicaSeen
@@ -62,6 +63,7 @@ def reconcile(observation: Observation, facts: Facts | None = None) -> Outcome:
         undone=tuple(sorted(board.undone, key=lambda each: (each.serving, each.at, each.neighbours))),
         faulty=tuple(board.faulty[uuid] for uuid in sorted(board.faulty)),
         lessons=tuple(board.lessons[key] for key in sorted(board.lessons)),
+        wakes=wakes(board),
     )
     changed = plan != facts.plan
     statuses = [report.serving_status(board, each, records.get(key)) for key, each in facts.servings.items()]
@@ -71,7 +73,7 @@ def reconcile(observation: Observation, facts: Facts | None = None) -> Outcome:
         pool_status=report.pool_status(facts, plan),
         plan_changed=changed,
         serving_statuses=tuple(sorted(statuses, key=lambda each: each.serving)),
-        actions=tells(old, records, before, plan.experiments) if changed else steps(board),
+        actions=tells(old, records, before, plan) if changed else steps(board),
         verdicts=tuple(verdicts),
         wake_in=_wake_in(facts.policy, changed=changed, look_again=bool(look_again)),
         look_again=look_again,
@@ -163,7 +165,7 @@ def _decide(
             moved = _moved(board) if moved is None else moved
             decision = _with_what_it_goes_past(board, serving, decision, was, moved)
         if decision is not None:
-            wanted = planned if decision.reason == Step.REMOVED else demand.wanted
+            wanted = planned if decision.reason in (Step.REMOVED, Step.ASLEEP) else demand.wanted
             records[key] = record_of(key, decision, wanted, planned, was, facts)
             if records[key] is not was:
                 records[key] = told(records[key], board, demand, against[key])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gpupack.decide import explain
 from gpupack.decide.board import Board
 from gpupack.decide.demand import Demand
-from gpupack.facts.experiment import Experiment, Judgement, is_news
+from gpupack.facts.experiment import Judgement, is_news
 from gpupack.facts.interpretation import Facts
 from gpupack.facts.placement import Plan, Record
 from gpupack.facts.serving import ServingKey
@@ -16,6 +16,7 @@ from gpupack.plan import Reason, Step, Tell, Unit, Verdict
 
 WANTED_MOVES = 0.2
 """A wanted count that moves by no more than one or this share is noise of the load, not another decision."""
+WOKE = "Woke"
 WARNINGS: frozenset[str] = frozenset(
     (
         Reason.DATA_MISSING,
@@ -98,18 +99,25 @@ def told(record: Record, board: Board, demand: Demand, against: Iterable[Verdict
 
 
 def tells(
-    old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record], before: Plan, experiments: Iterable[Experiment]
+    old: Mapping[ServingKey, Record], new: Mapping[ServingKey, Record], before: Plan, after: Plan
 ) -> tuple[Tell, ...]:
-    """An event for every serving whose decision is another one now, and for every verdict; a wanted count is none."""
+    """An event for every serving whose decision is another one now, for every verdict and for who woke; a wanted count
+    is none.
+    """
     judged = {each.gpu_uuid: each for each in before.experiments}
     told = [
         Tell(
             serving=each.serving, warning=each.judgement is Judgement.MISSED, reason=each.judgement.value,
             message=explain.outcome(each),
         )
-        for each in experiments
+        for each in after.experiments
         if each.judgement is not None and is_news(each, judged.get(each.gpu_uuid))
     ]  # fmt: skip
+    told += [
+        Tell(serving=each.serving, warning=False, reason=WOKE, message=explain.woke(each.took))
+        for each in after.wakes
+        if each.took is not None and each not in before.wakes
+    ]
     for key, record in sorted(new.items()):
         was = old.get(key)
         if was is record or (was is not None and _gist(was) == _gist(record)):

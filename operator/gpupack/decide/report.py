@@ -82,7 +82,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
         decision_at=None if record is None else record.at,
         conditions=(
             _condition(ConditionType.ACCEPTED, Truth.TRUE, "Accepted", "The spec can be carried out."),
-            _ready(board, serving, pods, ready),
+            _ready(board, serving, pods, ready, asleep=record is not None and record.reason == Step.ASLEEP),
             packed,
             _slo_met(board, serving, chosen, pods),
             *_with_kstatus(progressing, packed),
@@ -95,6 +95,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
         decision_rejected="" if record is None else record.rejected,
         experiment=experiment,
         experiment_message=outcome,
+        wake=board.wakes.get(key),
     )
 
 
@@ -250,13 +251,17 @@ def _replica(board: Board, placement: Placement) -> ReplicaStatus:
     )
 
 
-def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: int) -> Condition:
+def _ready(board: Board, serving: Serving, pods: Sequence[ReplicaSeen], ready: int, *, asleep: bool) -> Condition:
     planned = len(board.of[serving.key])
     if serving.mode is Mode.ADVISE and not planned:
         return _condition(ConditionType.READY, Truth.FALSE, "AdviseOnly", "In Advise mode nothing is started.")
     if serving.mode is Mode.SUSPEND and ready == 0:
         return _condition(ConditionType.READY, Truth.FALSE, Step.SUSPENDED.value, explain.suspended(planned))
     message = explain.ready(ready, max(planned, ready))
+    if asleep and ready == 0:
+        if serving.key not in board.facts.held:
+            return _condition(ConditionType.READY, Truth.FALSE, "NoActivator", explain.nobody_wakes())
+        return _condition(ConditionType.READY, Truth.TRUE, Step.ASLEEP.value, explain.asleep())
     if ready == 0:
         if (lesson := refused(board, serving.key, serving.template_hash)) is not None:
             why = explain.engine_refused(lesson.refusal, board.facts.policy.remember_undone)
@@ -299,7 +304,7 @@ def _packed(board: Board, serving: Serving, record: Record | None) -> Condition:
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
     if reason in (Step.ADDED, Step.REMOVED, Step.REPLACED, Step.MOVED, Step.MPS_LOST, Step.HOST_LOST):
         return _condition(ConditionType.PACKED, Truth.UNKNOWN, reason, message)
-    if reason == Step.GOES_PAST:
+    if reason in (Step.GOES_PAST, Step.ASLEEP):
         return _condition(ConditionType.PACKED, Truth.TRUE, reason, message)
     if reason == Reason.DEMAND_MET:
         return _condition(ConditionType.PACKED, Truth.TRUE, "NotNeeded" if planned <= 1 else reason, message)

@@ -19,7 +19,7 @@ from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Trouble
 from gpupack.facts.placement import Placement, Record
 from gpupack.facts.running import Appraisal
-from gpupack.facts.serving import Mode, Serving, ServingKey, Sharing
+from gpupack.facts.serving import Mode, ScalingMode, Serving, ServingKey, Sharing
 from gpupack.plan import Reason, Step, Unit, Verdict
 
 PREDICTED: frozenset[str] = frozenset((Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN))
@@ -72,8 +72,12 @@ def take_turn(
     if victim is not None:
         board.remove(victim)
         left = len(board.of[key])
+        if not left and not serving.scaling.min_replicas and serving.scaling.mode is ScalingMode.AUTO:
+            return Decision(reason=Step.ASLEEP, subject=str(key), message=explain.falls_asleep(serving.scaling.idle))
         message = explain.removed(victim.gpu_uuid, left, demand.rate if demand.basis is Basis.ARRIVALS else None)
         return Decision(reason=Step.REMOVED, subject=victim.gpu_uuid, message=message)
+    if demand.basis is Basis.ASLEEP:
+        return Decision(reason=Step.ASLEEP, subject=str(key), message=explain.asleep())
     if lesson is not None:
         message = explain.engine_refused(lesson.refusal, facts.policy.remember_undone)
         return Decision(reason=Step.ENGINE_REFUSED, subject=str(key), message=message)

@@ -22,6 +22,7 @@ from gpupack.facts.observation import (
     EngineSeen,
     EngineWindow,
     GpuSeen,
+    HeldSeen,
     Measured,
     Missing,
     NodeSeen,
@@ -46,6 +47,7 @@ UNCOUNTED = Missing(cause=Cause.NO_SERIES, origin="waiting")
 UNTOLD = Missing(cause=Cause.NO_SERIES, origin="engine")
 XIDS_OF_PROGRAMS = frozenset((13, 31, 43, 45, 68, 109))
 """Errors that the program on the GPU made; the GPU stays healthy. Source: k8s-device-plugin, internal/rm/health.go."""
+UNWATCHED = Missing(cause=Cause.NO_SERIES, origin="idle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What is known of one replica's engine. `windows` are shortest first; steps are judged over `judged`."""
+    """What is known of one replica's engine. `windows` are shortest first; steps are judged over `judged`.
+
+    `idle` is for how many seconds it has been seen empty without anything coming.
+    """
 
     running: Known
     waiting: Known
@@ -94,6 +99,15 @@ class EngineFacts:
     judged: Traffic | None = None
     version: str | None = None
     served: tuple[str, ...] = ()
+    idle: Known = UNWATCHED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How many requests the activators hold for a serving, and when the oldest of them came."""
+
+    requests: Known
+    since: Seconds | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +154,7 @@ class Facts:
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
     offer: ClusterOffer | None = None
+    held: Mapping[ServingKey, Held] = field(default_factory=dict)
 
 
 def is_leaving(replica: ReplicaSeen) -> bool:
@@ -194,6 +209,7 @@ def interpret(observation: Observation) -> Facts:
         unknown_products=observation.unknown_products,
         watched_since=observation.watched_since,
         offer=observation.offer,
+        held={each.serving: _held(each, policy, observation.at) for each in observation.held},
     )
 
 
@@ -238,7 +254,12 @@ def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
         judged=None if seen.judged is None else _traffic(seen.judged, at, limit),
         version=seen.version,
         served=seen.served,
+        idle=_known(seen.idle, at, limit),
     )
+
+
+def _held(seen: HeldSeen, policy: Policy, at: Seconds) -> Held:
+    return Held(requests=_known(seen.requests, at, policy.engine_period * policy.stale_periods), since=seen.since)
 
 
 def _gaps(seen: EngineSeen, at: Seconds, limit: float) -> tuple[Gap, ...]:

@@ -158,7 +158,8 @@ class EngineSeen:
     that delay has been watched. `waiting_before` is the scrape before the last one. `gaps` are the last gap between
     scrapes and the one before it, empty until there were two. `dispersion` is the variance over the mean of what came
     in gaps before these: 1 if requests come one by one as chance will, more if they come in bursts. `judged` is the
-    window over which steps are judged, None where nobody keeps one.
+    window over which steps are judged, None where nobody keeps one. `idle` is for how many seconds of watching the
+    engine has been empty and nothing came.
     """
 
     replica: str
@@ -174,6 +175,19 @@ class EngineSeen:
     judged: EngineWindow | None = None
     version: str | None = None
     served: tuple[str, ...] = ()
+    idle: Measured = Missing(cause=Cause.NO_SERIES, origin="idle")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldSeen:
+    """Requests that the activators hold for a serving without a replica; the oldest came at `since`.
+
+    Without an activator in the cluster there is none of these.
+    """
+
+    serving: ServingKey
+    requests: Measured
+    since: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,3 +314,4 @@ class Observation:
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
     offer: ClusterOffer | None = None
+    held: tuple[HeldSeen, ...] = ()

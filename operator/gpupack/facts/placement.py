@@ -154,11 +154,25 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """A serving that slept was asked for at `asked_at`, when its first request came; it is awake at `ready_at`."""
+
+    serving: ServingKey
+    asked_at: Seconds
+    ready_at: Seconds | None = None
+
+    @property
+    def took(self) -> Seconds | None:
+        return None if self.ready_at is None else Seconds(self.ready_at - self.asked_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything the pool's task has decided. Sorted tuples, so that equal plans are equal values.
 
     `experiments` are the last of each GPU, open or judged; `undone` is what was taken back and is remembered.
-    `faulty` are GPUs that are left alone, `lessons` what starts that failed have taught.
+    `faulty` are GPUs that are left alone, `lessons` what starts that failed have taught. `wakes`
+    are the last of each serving that may sleep.
     """
 
     placements: tuple[Placement, ...] = ()
@@ -169,6 +183,7 @@ class Plan:
     undone: tuple[Undone, ...] = ()
     faulty: tuple[FaultyGpu, ...] = ()
     lessons: tuple[Lesson, ...] = ()
+    wakes: tuple[Wake, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

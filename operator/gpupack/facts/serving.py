@@ -14,6 +14,8 @@ from gpupack.facts.routing import Routing
 from gpupack.units import Bytes, PerSecond, Ratio, Seconds
 
 BLOCK_TOKENS = 16
+IDLE = Seconds(600.0)
+"""A start of some minutes is worth sparing the GPU for about as long again (spec.scaling.idleSeconds)."""
 
 
 class Statistic(StrEnum):
@@ -111,12 +113,16 @@ class Batching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """`max_replicas` None: what the pool holds. `replicas` counts only in Manual mode."""
+    """`max_replicas` None: what the pool holds. `replicas` counts only in Manual mode.
+
+    With `min_replicas` 0 a serving sleeps after `idle` seconds without a request.
+    """
 
     mode: ScalingMode
     replicas: int
     min_replicas: int
     max_replicas: int | None
+    idle: Seconds = IDLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

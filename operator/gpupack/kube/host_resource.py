@@ -500,7 +500,11 @@ def _slice(serving: Serving, port: int, ips: Sequence[str]) -> dict[str, Any]:
         "metadata": {
             "name": f"{serving.key.name}-{port}",
             "namespace": serving.key.namespace,
-            "labels": {labels.SERVICE_NAME: serving.key.name, labels.SLICE_MANAGER: labels.GROUP},
+            "labels": {
+                labels.SERVICE_NAME: serving.key.name,
+                labels.SLICE_MANAGER: labels.GROUP,
+                labels.MANAGER: labels.MANAGED_BY,
+            },
             "ownerReferences": [{**manifests.owner(serving.key, serving.uid), "controller": True}],
         },
         "addressType": "IPv4",
@@ -560,13 +564,18 @@ def serves(replica: ReplicaSeen) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceThere:
-    """A slice of ours as it stands: which addresses are ready at its port."""
+    """A slice of ours as it stands: which addresses are ready at its port.
+
+    `component` says what is there: engines if nothing, else the activators. `wake_seconds` is written for those.
+    """
 
     namespace: str
     name: str
     service: str
     port: int
     addresses: tuple[str, ...]
+    component: str = ""
+    wake_seconds: str = ""
 
 
 def slice_there(found: Mapping[str, Any]) -> SliceThere:
@@ -577,6 +586,8 @@ def slice_there(found: Mapping[str, Any]) -> SliceThere:
         service=metadata.get("labels", {}).get(labels.SERVICE_NAME, ""),
         port=next((each["port"] for each in found.get("ports") or ()), 0),
         addresses=tuple(sorted(each["addresses"][0] for each in found.get("endpoints") or ())),
+        component=metadata.get("labels", {}).get(labels.COMPONENT, ""),
+        wake_seconds=metadata.get("annotations", {}).get(labels.WAKE_SECONDS, ""),
     )
 
 
@@ -587,7 +598,7 @@ def slices_to_write(
 
     Addresses in `unheard` stay where they are: of them nothing new is known.
     """
-    standing = {(each.namespace, each.name): each for each in there}
+    standing = {(each.namespace, each.name): each for each in there if not each.component}
     bodies = []
     for serving in servings:
         wanted = {body["metadata"]["name"]: body for body in endpoint_slices(serving, replicas)}

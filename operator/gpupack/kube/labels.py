@@ -45,6 +45,10 @@ ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-por
 
 SERVICE_NAME = "kubernetes.io/service-name"
 SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
+ACTIVATOR = "activator"
+"""The component that holds requests for servings that sleep, and of the slices that lead to it."""
+WAKE_SECONDS = f"{GROUP}/wake-seconds"
+"""On such a slice: how long the last wake took, for those who are sent away."""
 
 DRIVER = "gpu.nvidia.com"
 DEVICE_CLASS = "gpu.nvidia.com"

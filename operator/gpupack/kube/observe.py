@@ -21,6 +21,7 @@ from gpupack.facts.observation import (
     ClaimSeen,
     EngineSeen,
     GpuSeen,
+    HeldSeen,
     Holder,
     Measured,
     NodeSeen,
@@ -31,7 +32,16 @@ from gpupack.facts.observation import (
 )
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Profile, Serving, ServingKey
-from gpupack.kube import child_resource, host_resource, labels, manifests, node_resource, offers, profile_resource
+from gpupack.kube import (
+    child_resource,
+    doors,
+    host_resource,
+    labels,
+    manifests,
+    node_resource,
+    offers,
+    profile_resource,
+)
 from gpupack.kube.api import Api
 from gpupack.kube.child_resource import Child
 from gpupack.kube.engine_pod import EnginePod, Watch, engine_pod_of, running_engines, stranger
@@ -51,6 +61,7 @@ from gpupack.kube.node_resource import (
 from gpupack.kube.pool_resource import PoolResource, pool_resource
 from gpupack.kube.profile_resource import GpuByName
 from gpupack.kube.serving_resource import LlmOf, ServingResource, serving_of, serving_resource
+from gpupack.kube.waiting import Waiting
 from gpupack.units import Seconds
 
 STALE_SECONDS = 90.0
@@ -87,13 +98,18 @@ class Lookups:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodAddress:
-    """Enough of a pod that is not ours to tell whether it is a metrics exporter, and where."""
+    """Enough of a pod that is no replica to tell whether it is a metrics exporter or an activator, and where."""
 
     namespace: str
     name: str
     node: str
     ip: str
     marks: tuple[tuple[str, str], ...]
+    ready: bool = False
+
+    @property
+    def is_activator(self) -> bool:
+        return {(labels.PART_OF, labels.MANAGED_BY), (labels.COMPONENT, labels.ACTIVATOR)} <= {*self.marks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +174,8 @@ def _engine_or_stranger(pod: PodRecord, watches: Mapping[ServingKey, Watch]) -> 
 def _is_worth_a_tick(pod: PodRecord) -> bool:
     """Ours, and those that hold a GPU; the many others are looked at by the next tick anyway."""
     holds = pod.foreign is not None and pod.foreign.extended is not None
+    if pod.address is not None and pod.address.is_activator:
+        return True
     return pod.replica is not None or pod.edited is not None or pod.host is not None or holds
 
 
@@ -213,6 +231,7 @@ def _address(pod: Mapping[str, Any]) -> PodAddress | None:
         node=sys.intern(pod["spec"]["nodeName"]),
         ip=ip,
         marks=tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in metadata.get("labels", {}).items())),
+        ready=child_resource.is_ready(pod),
     )
 
 
@@ -226,17 +245,21 @@ def claim_record(claim: Mapping[str, Any]) -> ClaimRecord | None:
 class Mirrors:
     """Everything that is followed, each kind once for all pools. `stir` is called when any record changes.
 
-    `clock` is monotonic; ages are judged by it.
+    `clock` is monotonic; ages are judged by it. Pods of `activator_namespace` alone are taken for activators: whoever
+    is one gets the requests of every serving that sleeps.
     """
 
     def __init__(
         self, api: Api, lookups: Lookups, stir: Callable[[], None], *, clock: Callable[[], float] = time.monotonic,
-        pod_proxy: str | None = None,
+        pod_proxy: str | None = None, activator_namespace: str = doors.ACTIVATOR_NAMESPACE,
     ) -> None:  # fmt: skip
         self._lookups = lookups
+        self._activator_namespace = activator_namespace
+        self._doors: dict[str, int] = {}
 
         def pods_stirred() -> None:
             self.hosts.look()
+            self.waiting.look()
             stir()
 
         def profile(obj: Mapping[str, Any]) -> Profile | Belief | Invalid | None:
@@ -272,6 +295,7 @@ class Mirrors:
         )
         self.hosts = Hosts(api, self.host_pods, stir, pod_proxy=pod_proxy)
         self.inference_pools = InferencePools(api)
+        self.waiting = Waiting(self.activators, stir, pod_proxy=pod_proxy)
         self.endpoint_slices: Mirror[SliceThere] = mirror(
             "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices", host_resource.slice_there, OUR_SLICES
         )
@@ -303,7 +327,8 @@ class Mirrors:
 
     def runs(self) -> tuple[Coroutine[None, None, None], ...]:
         told = (self.device_classes, self.runtime_classes)
-        return (*(mirror.run() for mirror in (*self.each(), *told)), self.hosts.run(self.pods.synced))
+        mirrors = (mirror.run() for mirror in (*self.each(), *told))
+        return (*mirrors, self.hosts.run(self.pods.synced), self.waiting.run())
 
     async def synced(self) -> None:
         for mirror in self.each():
@@ -312,6 +337,36 @@ class Mirrors:
 
     def host_pods(self) -> tuple[HostPod, ...]:
         return tuple(each.host for each in self.pods.all() if each.host is not None)
+
+    def activators(self) -> tuple[str, ...]:
+        """The addresses of those that are ready."""
+        found = (each.address for each in self.pods.all())
+        return tuple(
+            sorted(
+                each.ip
+                for each in found
+                if each is not None and each.is_activator and each.ready and each.namespace == self._activator_namespace
+            )
+        )
+
+    def doors(self, servings: Iterable[Serving]) -> dict[ServingKey, int]:
+        """The ports of servings at the activators: of each that has one, and a free one for each that may sleep.
+
+        What this process gave away counts before a slice shows it, whichever pool asked.
+        """
+        standing = [each for each in self.endpoint_slices.all() if doors.is_door(each)]
+        known = {(each.namespace, each.service): each.port for each in standing}
+        living = {each.uid for each in self.servings.all()}
+        self._doors = {uid: port for uid, port in self._doors.items() if uid in living}
+        found = {}
+        for serving in servings:
+            key = serving.key
+            port = known.get((key.namespace, key.name), self._doors.get(serving.uid))
+            if port is None and doors.may_sleep(serving):
+                port = doors.free_port(serving.uid, {*known.values(), *self._doors.values()})
+            if port is not None:
+                found[key] = self._doors[serving.uid] = port
+        return found
 
     def engines_of(self, hosts: Iterable[HostPod]) -> tuple[ReplicaSeen, ...]:
         return tuple(each for host in hosts for each in host_resource.replicas_in(host, self.hosts.report(host)))
@@ -382,7 +437,8 @@ class Scene:
     """One pool's part of the cluster at one moment. `resources` are its servings as read, by key.
 
     `hosts` are its pods that engines come into, `reports` what their supervisors said, by uid. `slices` are all
-    EndpointSlices that gpupack wrote, `budgets` all its PodDisruptionBudgets.
+    EndpointSlices that gpupack wrote, `budgets` all its PodDisruptionBudgets. `activators` are the
+    addresses of those that are ready, `doors` the ports of servings there.
     """
 
     pool: PoolResource
@@ -406,6 +462,8 @@ class Scene:
     slices: tuple[SliceThere, ...] = ()
     budgets: tuple[Child, ...] = ()
     offer: ClusterOffer | None = None
+    activators: tuple[str, ...] = ()
+    doors: Mapping[ServingKey, int] = field(default_factory=dict)
 
     @property
     def has_households(self) -> bool:
@@ -423,6 +481,7 @@ class Scene:
         engines: tuple[EngineSeen, ...],
         readings_of: Callable[[Gpu], Readings],
         watched_since: Seconds | None = None,
+        held: tuple[HeldSeen, ...] = (),
     ) -> Observation:
         ready = {node.name for node in self.nodes if node.ready}
         cordoned = {node.name for node in self.nodes if node.cordoned}
@@ -449,6 +508,7 @@ class Scene:
             unknown_products=self.unknown_products,
             watched_since=watched_since,
             offer=self.offer,
+            held=held,
         )
 
 
@@ -492,6 +552,8 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         ),
         services=_services(servings, resources, mirrors, selects=not (hosts or any(gpu.one_household for gpu in gpus))),
         hosts=hosts,
+        activators=mirrors.activators(),
+        doors=mirrors.doors(servings),
         reports={each.claim.uid: told for each in hosts if (told := mirrors.hosts.report(each)) is not None},
         slices=mirrors.endpoint_slices.all(),
         budgets=mirrors.budgets.all(),

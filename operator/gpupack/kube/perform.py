@@ -23,7 +23,7 @@ from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import Observation
 from gpupack.facts.serving import Serving, ServingKey
 from gpupack.host.orders import Orders, orders_text
-from gpupack.kube import child_resource, host_resource, labels, manifests, profile_resource
+from gpupack.kube import child_resource, doors, host_resource, labels, manifests, profile_resource
 from gpupack.kube.api import Api, ApiError, Conflict, Json, NotFound
 from gpupack.kube.conditions import conditions_to_list
 from gpupack.kube.host_resource import HostPod
@@ -323,6 +323,13 @@ class Performer:
             if not child_resource.stands(there.get((metadata["namespace"], metadata["name"])), body):
                 await _apply_shared(self._api, body)
 
+    async def write_doors(self, scene: Scene) -> None:
+        """Services without a replica lead to the activators."""
+        for body in doors.doors_to_write(
+            scene.servings, scene.doors, scene.pool.plan, scene.replicas, scene.activators, scene.slices
+        ):
+            await _apply(self._api, body)
+
     async def _start(
         self, scene: Scene, action: StartReplica, servings: Mapping[ServingKey, Serving], now: Seconds
     ) -> None:
@@ -407,6 +414,7 @@ async def carry_out(
     committed = await commit(api, scene, outcome, now)
     await performer.write_slices(scene)  # an engine leaves its slice before it is stopped
     await performer.write_budgets(scene)
+    await performer.write_doors(scene)
     return committed, await performer.perform(scene, outcome.actions, now)
 
 

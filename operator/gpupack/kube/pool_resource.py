@@ -19,6 +19,7 @@ from gpupack.facts.placement import (
     Placement,
     Plan,
     Record,
+    Wake,
     Withdrawn,
 )
 from gpupack.facts.policy import Policy
@@ -199,6 +200,7 @@ def plan_to_status(plan: Plan) -> dict[str, Any]:
             }
             for each in plan.lessons
         ],
+        "wakes": [_wake_to_dict(each) for each in plan.wakes],
     }  # fmt: skip
 
 
@@ -244,6 +246,7 @@ def _plan(written: Mapping[str, Any]) -> Plan:
             )
             for each in written.get("lessons", ())
         ),
+        wakes=tuple(_wake(each) for each in written.get("wakes", ())),
     )  # fmt: skip
 
 
@@ -298,6 +301,19 @@ def _chosen_to_dict(chosen: ChosenShape) -> dict[str, Any]:
             "gpuMemoryUtilizationPercent": chosen.was.utilization_hundredths,
         }
     return fields
+
+
+def _wake(fields: Mapping[str, Any]) -> Wake:
+    return Wake(
+        serving=serving_key_of(fields["serving"]),
+        asked_at=seconds_of(fields["askedAt"]),
+        ready_at=seconds_of(fields["readyAt"]) if "readyAt" in fields else None,
+    )
+
+
+def _wake_to_dict(wake: Wake) -> dict[str, Any]:
+    ready = {} if wake.ready_at is None else {"readyAt": rfc3339_micro(wake.ready_at)}
+    return {"serving": str(wake.serving), "askedAt": rfc3339_micro(wake.asked_at), **ready}
 
 
 def _former(fields: Mapping[str, Any]) -> FormerShape:

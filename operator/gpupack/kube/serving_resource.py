@@ -19,9 +19,11 @@ from gpupack.facts.engine_args import OLDEST_VERSION, release_of
 from gpupack.facts.experiment import Experiment
 from gpupack.facts.llm import Dtype, Llm
 from gpupack.facts.observation import Refused
+from gpupack.facts.placement import Wake
 from gpupack.facts.routing import FailureMode, Routing
 from gpupack.facts.running import Appraisal
 from gpupack.facts.serving import (
+    IDLE,
     Batching,
     Lengths,
     Mode,
@@ -271,11 +273,22 @@ def serving_status_to_dict(status: ServingStatus, previous: Mapping[str, Any], *
             "queueDepthThreshold": status.thresholds.queue_depth,
             "kvCacheUtilThreshold": number_text(status.thresholds.kv_cache_utilization),
         },
+        "wake": None if status.wake is None else _wake(status.wake),
         "conditions": conditions_to_list(
             status.conditions, previous.get("conditions", ()), now=now, generation=status.observed_generation
         ),
     }
     return _written(fields)
+
+
+def _wake(wake: Wake) -> dict[str, Any]:
+    return _written(
+        {
+            "askedAt": rfc3339(wake.asked_at),
+            "readyAt": None if wake.ready_at is None else rfc3339(wake.ready_at),
+            "seconds": None if wake.took is None else f"{wake.took:.1f}",
+        }
+    )
 
 
 def _experiment(experiment: Experiment, message: str) -> dict[str, Any]:
@@ -398,6 +411,7 @@ def _scaling(spec: Mapping[str, Any]) -> Scaling:
         replicas=spec.get("replicas", 1),
         min_replicas=scaling.get("minReplicas", 1),
         max_replicas=scaling.get("maxReplicas"),
+        idle=Seconds(float(scaling.get("idleSeconds", IDLE))),
     )
 
 

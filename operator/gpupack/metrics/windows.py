@@ -82,6 +82,7 @@ class EngineHistory:
         self._dispersions = _as_chance_will()
         self._watched_since: float | None = None
         self._moved_at = 0.0
+        self._idle: float | None = None
         self._failed_at: float | None = None
         self._windows: tuple[Timing, tuple[EngineWindow, ...]] | None = None
         self._judged: EngineWindow | None = None
@@ -104,13 +105,26 @@ class EngineHistory:
             self._moved_at = at
         if self._watched_since is None:
             self._watched_since = at
+        self._rest(at, page, timing)
         self._pages.append((at, page))
         self._load.append((at, page.running, page.waiting))
         self._disperse()
         self._forget(at, timing)
         self._remember_peak(at, timing)
 
+    def _rest(self, at: float, page: EnginePage, timing: Timing) -> None:
+        """Counts on while nothing is inside and no counter moves. A gap between scrapes counts as a short one."""
+        if page.running is None or page.waiting is None or page.finished is None:
+            self._idle = None
+            return
+        before, inside = self._pages[-1] if self._pages else None, page.running + page.waiting
+        if before is None or self._idle is None or inside != 0 or _worked(before[1], page):
+            self._idle = 0.0
+        else:
+            self._idle += min(at - before[0], timing.stale)
+
     def _begin_anew(self) -> None:
+        self._idle = None
         self._pages.clear()
         self._load.clear()
         self._peaks.clear()
@@ -141,6 +155,7 @@ class EngineHistory:
             judged=self._judged,
             version=self.version or None,
             served=self.served or (),
+            idle=_idle(self._idle, newest_at),
         )
 
     def _is_frozen(self, at: float, timing: Timing) -> bool:
@@ -283,6 +298,22 @@ class EngineHistory:
         if watched < timing.peak_delay or not self._peaks:
             return Missing(cause=Cause.TOO_SHORT, origin=series.origin(Quantity.FINISHED))
         return reading(self._peaks[0][1], at, Quantity.FINISHED)
+
+
+def _idle(seconds: float | None, at: float) -> Measured:
+    if seconds is None:
+        return Missing(cause=Cause.NO_SERIES, origin="idle")
+    return Reading(value=seconds, at=Seconds(at), origin="idle")
+
+
+def _worked(before: EnginePage, after: EnginePage) -> bool:
+    """Whether anything was asked of the engine between two pages; what is not a number says yes."""
+    pairs = (
+        (before.finished, after.finished),
+        (before.prompt_tokens, after.prompt_tokens),
+        (before.generation_tokens, after.generation_tokens),
+    )
+    return any(old != new for old, new in pairs)
 
 
 def _as_chance_will() -> deque[float]:

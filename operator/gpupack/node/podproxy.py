@@ -148,11 +148,12 @@ def _parse(head: bytes) -> _Request:
                 length = int(value)
             case "transfer-encoding":
                 chunked = "chunked" in value.lower()
-            case "proxy-connection" | "proxy-authorization":
+            case "proxy-connection" | "proxy-authorization" | "host":
                 continue
         kept.append(line)
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    text = "\r\n".join((f"{method} {path} {version}", *kept, "", ""))
+    host = f"Host: {url.netloc.rpartition('@')[2]}"  # RFC 9112 3.2.2: what the target says, not what the client does
+    text = "\r\n".join((f"{method} {path} {version}", host, *kept, "", ""))
     return _Request(
         address=(url.hostname, url.port or 80), head=text.encode("latin-1"), body_bytes=length, chunked=chunked
     )

@@ -2,8 +2,9 @@
 
 A folder stands in for the image: the process runs in it, and its `bin` comes first in PATH. Pods have addresses that no
 interface has, so the port that the command names (`--port`) is replaced by a free one on loopback, to which the proxy's
-table leads from the pod's address. Signals and exit codes are the process's own; the end of its output is its last
-words. Knows processes, not what they do.
+table leads from the pod's address. A command that names where to listen (`--host`) gets an address of 127/8 of its own
+instead and keeps its ports: that one, and those of `--doors=FIRST-LAST`. Signals and exit codes are the process's own;
+the end of its output is its last words. Knows processes, not what they do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LAST_WORDS_BYTES = 2048
 """What a kubelet keeps of a log as a termination message."""
 PROBE_SECONDS = 0.5
 DEFAULT_PORT = 8000
-PORT_FLAG = "--port="
+PORT_FLAG, HOST_FLAG, DOORS_FLAG = "--port=", "--host=", "--doors="
 
 
 class ProcessProgram:
@@ -39,8 +40,14 @@ class ProcessProgram:
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
         self._asked = False
-        (self._port,) = free_ports(1)
-        self._pod_port, self._words = _at_port(sandbox.words, self._port)
+        self._pod_port = self._port = _port_of(sandbox.words)
+        if any(word.startswith(HOST_FLAG) for word in sandbox.words):
+            self._host = f"127.{sandbox.address.partition('.')[2]}"
+            self._words = _replaced(sandbox.words, HOST_FLAG, self._host)
+        else:
+            self._host, (self._port,) = "127.0.0.1", free_ports(1)
+            self._words = _replaced(sandbox.words, PORT_FLAG, str(self._port))
+        self._ports = {self._pod_port: self._port, **{each: each for each in _doors_of(sandbox.words)}}
         self._healthy: set[str] = set()
         self._probed: set[str] = {"/health"}
 
@@ -55,7 +62,8 @@ class ProcessProgram:
                 )  # fmt: skip
             except OSError as problem:
                 return Exit(code=127, message=f"{self._words[0]}: {problem.strerror}")
-        self._table[self._sandbox.address, self._pod_port] = ("127.0.0.1", self._port)
+        for there, here in self._ports.items():
+            self._table[self._sandbox.address, there] = (self._host, here)
         probing = asyncio.create_task(self._probe())
         try:
             if self._asked:
@@ -63,7 +71,8 @@ class ProcessProgram:
             code = await self._process.wait()
         finally:
             probing.cancel()
-            self._table.pop((self._sandbox.address, self._pod_port), None)
+            for there in self._ports:
+                self._table.pop((self._sandbox.address, there), None)
             self._signal(signal.SIGKILL)  # its children too: nothing of a container outlives it
             await self._process.wait()
         return Exit(code=code if code >= 0 else 128 - code, message=self._last_words())
@@ -82,7 +91,8 @@ class ProcessProgram:
         return (path or "/health") in self._healthy
 
     async def _probe(self) -> None:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._port}", trust_env=False, timeout=2.0) as client:
+        url = f"http://{self._host}:{self._port}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=2.0) as client:
             while True:
                 for path in sorted(self._probed):
                     try:
@@ -110,8 +120,19 @@ class ProcessProgram:
             return log.read().decode(errors="replace")
 
 
-def _at_port(words: Sequence[str], port: int) -> tuple[int, list[str]]:
-    """The port that a command names by `--port=N`, and the command with another."""
+def _port_of(words: Sequence[str]) -> int:
+    """The port that a command names by `--port=N`."""
     named = [int(word.removeprefix(PORT_FLAG)) for word in words if word.startswith(PORT_FLAG)]
-    changed = [f"{PORT_FLAG}{port}" if word.startswith(PORT_FLAG) else word for word in words]
-    return (named[-1] if named else DEFAULT_PORT), changed
+    return named[-1] if named else DEFAULT_PORT
+
+
+def _doors_of(words: Sequence[str]) -> range:
+    for word in words:
+        if word.startswith(DOORS_FLAG):
+            first, _, last = word.removeprefix(DOORS_FLAG).partition("-")
+            return range(int(first), int(last) + 1)
+    return range(0)
+
+
+def _replaced(words: Sequence[str], flag: str, value: str) -> list[str]:
+    return [f"{flag}{value}" if word.startswith(flag) else word for word in words]
