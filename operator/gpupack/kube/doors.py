@@ -66,7 +66,8 @@ def doors_to_write(
             continue
         leads = ready if may_sleep(serving) and not (key in planned and key in serves) else ()
         seconds = took.get(key)
-        written = "" if seconds is None else f"{seconds:.1f}"
+        known = "" if stands is None else stands.wake_seconds  # a plan that was lost has forgotten it
+        written = known if seconds is None else f"{seconds:.1f}"
         if stands is None or (stands.port, stands.addresses, stands.wake_seconds) != (port, leads, written):
             bodies.append(_door(serving, port, leads, written))
     return bodies

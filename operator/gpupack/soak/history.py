@@ -52,7 +52,7 @@ class World:
     """`gpus` are kinds of the catalog, dealt to nodes `per_node` at a time. `absent` are fields nobody exports.
 
     `noise` makes arrivals a matter of chance; `stepped` runs the twin's steps instead of rates; with `learns` live load
-    refines the coefficients. Times in seconds.
+    refines the coefficients. With `sleeps` there is an activator. Times in seconds.
     """
 
     gpus: tuple[str, ...]
@@ -67,6 +67,7 @@ class World:
     noise: bool = False
     stepped: bool = False
     learns: bool = False
+    sleeps: bool = False
     absent: tuple[str, ...] = ()
 
 
@@ -145,6 +146,8 @@ POOL: dict[str, Any] = {
 """A pool's own times, shortened so that twenty minutes hold everything that can happen. Few, so that answers of the
 advisor are kept from one history to the next. Clients that wait are recognised by ten scrapes: they need a longer
 window, in which a stream without chance looks like them."""
+SLEEPS, IDLE_SECONDS = 7, 60
+"""One history in so many has an activator; there servings may sleep after so many seconds."""
 LEARNS = 3
 """Every third world learns: that moves what is predicted and no rule, and takes a fifth of the time."""
 STEPPED_RATE = 12.0
@@ -166,6 +169,8 @@ def draw(seed: int, *, stepped: bool = False) -> History:
             ticks = min(event.ticks, FAULTS_UNTIL - 2 - tick)
             events.append(replace(event, tick=tick, ticks=ticks if event.ticks else 0))
     world = replace(world, learns=seed % LEARNS == 0)
+    if seed % SLEEPS == SLEEPS - 1:
+        world = replace(world, sleeps=True, servings=tuple(_sleepy(wish) for wish in world.servings))
     return History(seed=seed, world=world, events=tuple(sorted(events, key=lambda each: each.tick)))
 
 
@@ -231,6 +236,14 @@ def _scaling(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.3:
         scaling["maxReplicas"] = chance.choice((2, 3))
     return {"scaling": scaling, "replicas": 1}
+
+
+def _sleepy(wish: Wish) -> Wish:
+    """The same, with nothing that must run. Draws nothing, so that other histories stay what they were."""
+    scaling = wish.spec["scaling"]
+    if scaling["mode"] != "Auto":
+        return wish
+    return replace(wish, spec={**wish.spec, "scaling": {**scaling, "minReplicas": 0, "idleSeconds": IDLE_SECONDS}})
 
 
 Make = Callable[[random.Random], Event]

@@ -20,21 +20,34 @@ from typing import Any
 from gpupack import catalog
 from gpupack.decide.reconcile import reconcile
 from gpupack.facts.llm import Dtype
+from gpupack.facts.observation import HeldSeen, Reading
 from gpupack.facts.placement import Plan
+from gpupack.facts.serving import ServingKey
+from gpupack.kube import labels
+from gpupack.kube.doors import ACTIVATOR_NAMESPACE
 from gpupack.metrics.prometheus import EnginePage, GpuPage, Histogram
 from gpupack.soak.history import WATCHED, Event, History, Wish
 from gpupack.soak.process import CallFault, Feed, Killed, Look, ModelApi, Process, Reconcile
 from gpupack.soak.rules import Broken, Rules, describe
-from gpupack.twin.api_server import ApiServer, Json, Key
+from gpupack.twin.api_server import ApiServer, Json, Key, rfc3339
 from gpupack.twin.cluster import Cluster, Gpu, Node, Pod, Steps
 from gpupack.twin.fluid import Counts, Flow, FluidEngine, Model
 from gpupack.twin.memory_system import GpuSpec, ModelDims
 from gpupack.twin.stepped import SteppedGpu
-from gpupack.units import GIB, MIB
+from gpupack.units import GIB, MIB, Seconds
 
 START = 1_795_000_000.0
 """Unix seconds at which every history begins."""
 POOL = Key("gpupools", "", "default")
+ACTIVATOR = Key("pods", ACTIVATOR_NAMESPACE, "activator")
+ACTIVATOR_POD: Json = {
+    "metadata": {"labels": {labels.PART_OF: labels.MANAGED_BY, labels.COMPONENT: labels.ACTIVATOR}},
+    "spec": {"nodeName": "elsewhere", "containers": []},
+    "status": {
+        "phase": "Running", "podIP": "10.78.0.1",
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": rfc3339(START)}],
+    },
+}  # fmt: skip
 OVERHEAD = 700 * MIB
 """What an engine holds beside weights and KV cache: less than is planned for, as on the servers that were measured."""
 SETTLE_TICKS = 40
@@ -121,7 +134,7 @@ class _Game:
         self._rates = {key: wish.rate for key, wish in self._wishes.items()}
         self._pages = _Pages(self.cluster, world.absent)
         self.rules = Rules(self.server, self.cluster, self._pages.blind_for)
-        self._feeds = {name: Feed() for name in (*WATCHED, "modelprofiles")}
+        self._feeds = {name: Feed() for name in (*WATCHED, "modelprofiles", "endpointslices")}
         self._api = ModelApi(self.server, self.rules.before_write)
         self._process: Process | None = None
         self._back_at = 0
@@ -167,6 +180,9 @@ class _Game:
         history, world = self._history, self._world
         quiet_from = (history.calm_at if history.events else 0) + SETTLE_TICKS
         self.server.create(POOL, {"spec": world.pool})
+        if world.sleeps:
+            self.server.create(ACTIVATOR, ACTIVATOR_POD)
+            self.cluster.has_activator = True
         for self.tick in range(history.ticks):
             self._happen()
             if self.tick == history.deleted_at:
@@ -566,6 +582,11 @@ class _Pages:
         if how == "no_series":
             return replace(page, running=None, waiting=None, finished=None)
         return page
+
+    def held(self, serving: ServingKey, at: float) -> HeldSeen:
+        requests, since = self._cluster.kept_waiting.get(str(serving), (0.0, None))
+        seen = Reading(value=float(math.ceil(requests)), at=Seconds(at), origin="activator")
+        return HeldSeen(serving=serving, requests=seen, since=None if since is None else Seconds(since))
 
     def exporter(self, node: str) -> tuple[GpuPage, ...] | None:
         how = self._exporters.get(node, "")

@@ -20,8 +20,10 @@ from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.llm import Llm
-from gpupack.facts.observation import Cause, Observation
+from gpupack.facts.observation import Cause, HeldSeen, Observation
+from gpupack.facts.serving import ServingKey
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
+from gpupack.kube.doors import may_sleep
 from gpupack.kube.mirror import Mirror
 from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
 from gpupack.kube.perform import Committed, Performed, Performer, carry_out, keep_learnt
@@ -146,10 +148,11 @@ class Feed:
 
 
 class Pages(Protocol):
-    """What engines and exporters answer. None is no answer."""
+    """What engines, exporters and the activator answer. None is no answer."""
 
     def engine(self, address: str) -> EnginePage | None: ...
     def exporter(self, node: str) -> tuple[GpuPage, ...] | None: ...
+    def held(self, serving: ServingKey, at: float) -> HeldSeen | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +295,9 @@ class Process:
             return no_gpu_readings(Cause.NO_SERIES if watched.answered else Cause.UNREACHABLE)
 
         seen = tuple(engines[target].seen(target.replica, wall, timing) for target in targets)
-        return scene.observation(Seconds(round(wall, 3)), seen, readings)
+        waiting = (self._pages.held(each.key, wall) for each in scene.servings if scene.activators and may_sleep(each))
+        held = tuple(each for each in waiting if each is not None)
+        return scene.observation(Seconds(round(wall, 3)), seen, readings, held=held)
 
 
 def _llm_of(name: str, config: object) -> Llm:

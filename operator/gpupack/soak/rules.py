@@ -6,6 +6,7 @@ answers) and the plan as it is stored. Reads rates and lengths as the decision d
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -23,7 +24,7 @@ from gpupack.perf.prediction import EngineGroup
 from gpupack.plan import Outcome, Step
 from gpupack.soak.process import Look
 from gpupack.twin.api_server import ApiServer, Json, Key, parse
-from gpupack.twin.cluster import Cluster
+from gpupack.twin.cluster import OWNED, Cluster
 from gpupack.units import PerSecond
 
 BLIND_TICKS = 4
@@ -34,9 +35,12 @@ LOOSE = 1.10
 """Predictions are made with rates and lengths rounded to five per cent: a promise broken by less was kept."""
 SETTLE_TICKS = 15
 """The longest window and some grace: so long after a change of the load the plan may answer it."""
+UNSEEN_SECONDS = 15.0
+"""What engines tell is no older, or it is not believed."""
 SEEN_SECONDS = 200.0
 """No watch is late by more: what was so for longer, the operator knows."""
 CHANGES_AN_HOUR = 12
+GIVEN_UP = frozenset((Step.REMOVED, Step.ASLEEP))
 RENEWALS = frozenset((Step.REPLACED, Step.MOVED))
 """Steps after each of which the next engine of a serving has its turn."""
 POOL = Key("gpupools", "", "default")
@@ -168,8 +172,9 @@ class Rules:
         for serving in observation.servings:
             key = serving.key
             record = records.get(key)
-            if now[key] >= was[key] or record is None or record.reason != Step.REMOVED or record.at != observation.at:
+            if now[key] >= was[key] or record is None or record.reason not in GIVEN_UP or record.at != observation.at:
                 continue
+            self._sleeps_unasked(serving, now[key])
             if serving.scaling.mode is ScalingMode.MANUAL:
                 continue
             most = serving.scaling.max_replicas
@@ -178,6 +183,17 @@ class Rules:
             for pod in self._cluster.pods.values():
                 if pod.serving == str(key) and pod.ready and self._blind(pod.uid) >= BLIND_TICKS:
                     raise Broken("missing data removes nothing", f"{key} loses a replica and {pod.key.name} is blind")
+
+    def _sleeps_unasked(self, serving: Serving, left: int) -> None:
+        """The last replica goes only if the cluster itself knows of no request for as long as was said.
+
+        The operator's clock may have been set meanwhile, and its readings may be a moment old.
+        """
+        if left or serving.scaling.min_replicas or serving.scaling.mode is ScalingMode.MANUAL:
+            return
+        quiet = self._server.now - self._cluster.asked_at.get(str(serving.key), -math.inf)
+        if quiet < serving.scaling.idle - UNSEEN_SECONDS:
+            raise Broken("sleeps unasked", f"{serving.key} falls asleep {quiet:.0f} s after its last request")
 
     def _keeps_promises(self, observation: Observation, before: Plan, after: Plan) -> None:
         """An engine that joins others is predicted to leave every promise on that GPU kept."""
@@ -284,6 +300,9 @@ class Rules:
             raise Broken(
                 "few changes under constant load", f"{moves - net} changes there and back in {hours:.2f} hours"
             )
+        for record in plan.records:
+            if record.reason == Step.ASLEEP and str(record.serving) in self._cluster.kept_waiting:
+                raise Broken("who waits is heard", f"{record.serving} sleeps, and requests wait for it")
         # A queue that drains is a load that changes, and what was learnt is another prediction of it. Engines that are
         # renewed one after another take their time, and only then their load is watched.
         if noise or tick - max(self._load_moved_at, self._renewed_at) < STILL_TICKS + SETTLE_TICKS:
@@ -303,7 +322,7 @@ class Rules:
 
     def at_end(self) -> None:
         """Every serving was deleted: nothing of them is left."""
-        for resource in ("pods", "resourceclaims", "services", "poddisruptionbudgets"):
+        for resource in OWNED:
             for key, item in self._server.items(resource):
                 if item["metadata"].get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY:
                     raise Broken("deletion leaves nothing", f"{resource} {key.namespace}/{key.name} is still there")

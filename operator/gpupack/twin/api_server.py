@@ -131,8 +131,10 @@ class ApiServer:
                 merged[field] = {**old.get(field, {}), **metadata[field]}
         if "ownerReferences" in metadata:
             merged["ownerReferences"] = metadata["ownerReferences"]
-        spec = there["spec"] if key.resource == "pods" else body["spec"]
-        return self.update(key, {**there, "metadata": merged, "spec": spec})
+        content = {name: value for name, value in body.items() if name != "metadata"}
+        if key.resource == "pods":
+            content["spec"] = there["spec"]
+        return self.update(key, {**there, **content, "metadata": merged})
 
     def merge(self, path: str, body: Json) -> Json:
         """A merge patch of labels, with the uid as precondition."""

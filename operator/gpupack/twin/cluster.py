@@ -24,9 +24,11 @@ _UUID = re.compile(r"'(GPU-[^']+)'")
 
 BIND_SECONDS = 2.0
 BACKOFF_SECONDS = 10.0
+HELD_AT_MOST = 256.0
+"""What is one too many is sent away."""
 UNREADY_AFTER, EVICTED_AFTER = 20.0, 60.0
 """How long a node is away until its pods are not ready, and until they are taken away (both shorter than usual)."""
-OWNED = ("pods", "resourceclaims", "services", "poddisruptionbudgets")
+OWNED = ("pods", "resourceclaims", "services", "poddisruptionbudgets", "endpointslices")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +106,9 @@ class Steps:
 class Cluster:
     """`models` by the name that a pod's arguments begin with; `load_seconds` is a start, `drain_seconds` an end.
 
+    With `has_activator` requests to a serving that no engine serves wait: `kept_waiting` has how many, and since when.
+    `asked_at` is when the last request came to each serving.
+
     With `steps` engines take the twin's steps, else they are rates.
     """
 
@@ -125,6 +130,9 @@ class Cluster:
         self.pods: dict[Key, Pod] = {}
         self.faults = Faults()
         self.flows: dict[str, Flow] = {}
+        self.has_activator = False
+        self.kept_waiting: dict[str, tuple[float, float]] = {}
+        self.asked_at: dict[str, float] = {}
         self.refused_starts: list[tuple[str, str]] = []
         self._models = models
         self._load_seconds = load_seconds
@@ -462,6 +470,7 @@ class Cluster:
         for pod in self.pods.values():
             if self._serves(pod) and pod.in_service:
                 open_to.setdefault(pod.serving, []).append(pod)
+        arriving = self._held_back(arriving, open_to)
         share = {serving: arriving.get(serving, 0.0) / len(pods) for serving, pods in open_to.items()}
         by_gpu: dict[str, list[tuple[FluidEngine, Flow, float]]] = {}
         for pod in self.pods.values():
@@ -481,6 +490,20 @@ class Cluster:
                 gpu.dram_active = self._steps.gpus[uuid].advance(stepped, self.server.now)
                 continue
             gpu.dram_active = advance(engines, seconds, gpu.bandwidth, gpu.interference) if engines else 0.0
+
+    def _held_back(self, arriving: Mapping[str, float], open_to: Mapping[str, list[Pod]]) -> dict[str, float]:
+        """What reaches engines now: what comes, and what was held for those that are there again."""
+        reaching = dict(arriving)
+        for serving, flow in self.flows.items():
+            waiting, since = self.kept_waiting.pop(serving, (0.0, self.server.now))
+            came = arriving.get(serving, 0.0)
+            if came or flow.clients:
+                self.asked_at[serving] = self.server.now
+            if serving in open_to:
+                reaching[serving] = came + (0.0 if flow.clients else waiting)
+            elif self.has_activator and (count := float(flow.clients) or waiting + came):
+                self.kept_waiting[serving] = min(count, HELD_AT_MOST), since
+        return reaching
 
     def _serves(self, pod: Pod) -> bool:
         return pod.ready and pod.stop_at is None and bool(pod.node) and self.nodes[pod.node].alive
