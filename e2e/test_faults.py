@@ -11,6 +11,7 @@ from .journey import BUDGETS, FIRST_NODE, PLUGIN_NODE, PODS, SECOND_NODE, Journe
 from .test_in_pod import SMALL, addresses, hosts
 
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
+SECRET = "/api/v1/namespaces/default/secrets/gpupack-host"
 OLD = {"image": "vllm/vllm-openai:v0.30.0", "version": "0.33.0"}
 """An image whose vLLM does not know all arguments of the version that it is said to be."""
 
@@ -50,6 +51,10 @@ def test_engines_that_lose_mps_and_then_their_pod_come_again_and_the_serving_say
     journey.apply(manual("chat", 2, batching=SMALL))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
     [pod] = hosts(journey)
+    budgets = journey.stage.get(BUDGETS, labelSelector="gpupack.dev/household")["items"]
+    assert [each["spec"]["minAvailable"] for each in budgets] == [0], "a lone pod may be drained"
+    owners = journey.stage.get(SECRET)["metadata"]["ownerReferences"]
+    assert journey.stage.serving("chat")["metadata"]["uid"] in {each["uid"] for each in owners}
     before = {each["pod"] for each in journey.engines()}
     journey.stage.steer("/mps", gpu=gpu_of(journey, ""))
     message = journey.until_said("chat", "MpsLost")

@@ -184,7 +184,7 @@ def test_monitors_and_alerts_come_only_where_their_kinds_are_known(helm: Path) -
     kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
     assert not any(objects(render(helm), kind) for kind in kinds)
     known = render(helm, *(f"--api-versions={each}" for each in MONITORING))
-    assert [len(objects(known, kind)) for kind in kinds] == [1, 1, 1]
+    assert [len(objects(known, kind)) for kind in kinds] == [1, 2, 1]
 
 
 def test_the_dashboards_come_as_configmaps_that_grafana_finds_unless_nobody_wants_them(helm: Path) -> None:

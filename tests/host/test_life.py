@@ -171,6 +171,25 @@ def test_a_lost_mps_server_ends_clients_then_the_daemon_then_starts_all_in_order
     assert [each.restarts for each in play.state.engines] == [1, 1]
 
 
+def test_clients_that_ended_before_mps_was_seen_to_be_lost_start_again_with_the_others_at_once() -> None:
+    play = _with_mps("a", "b", "c")
+    play.ended("a", 1)
+    play.ended("b", 1)
+    assert play.does(life.MpsSeen(server=SERVER + 1), after=1.0) == [life.TerminateEngine(name="c")]
+    assert play.ended("c") == [life.QuitMps()]
+    play.does(life.MpsEnded(ending=_ending()))
+    assert play.does(life.MpsSeen(server=SERVER + 2)) == [_start("a")]
+    assert [each.restarts for each in play.state.engines] == [1, 1, 1]
+    assert {each.why for each in play.state.engines} == {f"the MPS server {SERVER} is gone"}
+
+
+def test_an_engine_that_failed_long_before_mps_was_lost_keeps_its_own_reason() -> None:
+    play = _with_mps("a", "b")
+    play.ended("a", 1)
+    play.does(life.MpsSeen(server=None), after=TIMES.together + 0.1)
+    assert play.state.engines[0].why == "exit status 1"
+
+
 def test_a_fault_of_the_server_is_a_fault_of_all_and_clients_that_hang_are_killed_soon() -> None:
     play = _with_mps("a")
     assert play.does(life.MpsSeen(server=SERVER, fault="FAULT")) == [life.TerminateEngine(name="a")]

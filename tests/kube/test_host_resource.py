@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gpupack.facts.gpu import Gpu, GpuKind
-from gpupack.facts.observation import Holder, Phase, ReplicaSeen
+from gpupack.facts.observation import Holder, Phase, ReplicaSeen, Trouble
 from gpupack.facts.serving import Serving, Sharing
 from gpupack.host.life import Stage
 from gpupack.host.orders import Orders, orders_text
@@ -184,6 +184,58 @@ def test_where_engines_cannot_share_one_that_waits_is_pending() -> None:
     orders = ordered(2)
     phases = [each.phase for each in seen(orders, told(orders, Stage.READY, Stage.WAITING, mps="Unavailable"))]
     assert phases == [Phase.READY, Phase.PENDING]
+
+
+def test_where_mps_does_not_start_the_pod_says_that_one_engine_runs_and_why() -> None:
+    orders = ordered(2)
+    lost = json.loads(told(orders, Stage.READY, Stage.WAITING, mps="Unavailable"))
+    lost["mps"]["message"] = "no such file"
+    here = host(orders)
+    assert host_resource.claim_of(here, report_of(json.dumps(lost))).alone.endswith(": no such file")
+    assert host_resource.claim_of(here, report_of(told(orders, Stage.READY))).alone == ""
+    assert host_resource.claim_of(here, None).alone == ""
+
+
+def test_an_engine_that_comes_again_for_the_sake_of_mps_says_so_and_one_that_failed_says_how() -> None:
+    orders = ordered(3)
+    report = json.loads(told(orders, Stage.STARTING, Stage.FAILED, Stage.READY))
+    report["mps"]["message"] = "the MPS server 7 is gone"
+    first, second, third = report["engines"]
+    first["message"] = third["message"] = "the MPS server 7 is gone"
+    log = ["Traceback", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"]
+    second |= {"message": "exit status 1", "ended": {"code": 1, "reason": "exit status 1", "log": log, "at": NOW}}
+    found = seen(orders, json.dumps(report))
+    assert [each.trouble for each in found] == [Trouble.MPS_LOST, Trouble.OUT_OF_MEMORY, None]
+
+
+def test_a_drain_takes_one_pod_of_a_household_at_a_time_and_none_while_engines_load() -> None:
+    orders = ordered(1)
+    one = host(orders)
+    other = replace(one, claim=replace(one.claim, name="other", uid="uid-other"), orders=Orders())
+    serves, loads = seen(orders, told(orders, Stage.READY)), seen(orders, told(orders, Stage.STARTING))
+    uids = {RESOURCE.uid: KEY}
+
+    def least(hosts: tuple[HostPod, ...], replicas: tuple[ReplicaSeen, ...]) -> int:
+        [found] = host_resource.budgets(hosts, replicas, uids)
+        assert [each["uid"] for each in found["metadata"]["ownerReferences"]] == [RESOURCE.uid]
+        return int(found["spec"]["minAvailable"])
+
+    assert least((one,), serves) == least((one,), loads) == 0
+    assert least((one, other), serves) == 1
+    assert least((one, other), loads) == 2
+    assert host_resource.budgets((), (), uids) == []
+
+
+def test_the_token_goes_with_the_last_serving_that_had_a_pod() -> None:
+    references = host_resource.owners(APPLY, {KEY: RESOURCE.uid})
+    there = host_resource.token_secret(KEY.namespace, "t", references)
+    there["metadata"]["resourceVersion"] = "7"
+    assert [each["uid"] for each in there["metadata"]["ownerReferences"]] == [RESOURCE.uid]
+    assert host_resource.owned(there, references) is None
+    patch = host_resource.owned(there, [{**references[0], "name": "docs", "uid": "uid-docs"}])
+    assert patch is not None
+    assert patch["metadata"]["resourceVersion"] == "7"
+    assert [each["uid"] for each in patch["metadata"]["ownerReferences"]] == [RESOURCE.uid, "uid-docs"]
 
 
 def test_a_slice_a_port_has_the_engines_that_serve_and_one_out_of_service_leaves_first() -> None:

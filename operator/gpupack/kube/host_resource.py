@@ -144,7 +144,12 @@ def host_pod(
             "vllm", "serve",
         ],
         "env": [*manifests.environment(template), {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}],
-        "ports": [{"name": SUPERVISOR, "containerPort": SUPERVISOR_PORT, "protocol": "TCP"}],
+        "ports": [
+            {"name": SUPERVISOR, "containerPort": SUPERVISOR_PORT, "protocol": "TCP"},
+            # By these names a PodMonitor finds engines; while one is replaced there may be one more.
+            *({"name": f"engine-{number}", "containerPort": FIRST_PORT + number, "protocol": "TCP"}
+              for number in range(room + 1)),
+        ],
         "resources": {"requests": resources, "limits": resources},
         "readinessProbe": {
             "httpGet": {"path": "/healthz", "port": SUPERVISOR}, "periodSeconds": manifests.PROBE_SECONDS,
