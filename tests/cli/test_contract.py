@@ -373,3 +373,9 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
         main([command, "--help"])
     assert left.value.code == 0
     assert f"gpupack {command}" in capsys.readouterr().out
+
+
+def test_an_option_that_a_command_does_not_know_is_named_with_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "predict", *SMALL, "--batch", "84")
+    assert "predict does not know --batch 84" in said
+    assert "`gpupack predict --help`" in said

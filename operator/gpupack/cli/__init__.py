@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), "")
     parser, modules = parser_with(chosen)
-    args = parser.parse_args(words)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        told = f"`gpupack {args.command} --help` lists what it does"
+        parser.error(f"{args.command} does not know {' '.join(unknown)}; {told}")
     try:
         return int(modules[args.command].run(args))
     except Invalid as wrong:

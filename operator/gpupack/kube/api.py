@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -27,6 +29,9 @@ CONNECTIONS = 64
 LONGEST_REST_SECONDS = 30.0
 """A busy server is left alone for as long as it asks (Retry-After), at most this long."""
 BUSY = (429, 503)
+NO_KUBECONFIG = (
+    "no way to the Kubernetes API: neither $KUBECONFIG nor ~/.kube/config is there; name one with --kubeconfig"
+)
 
 Json = dict[str, Any]
 config: Any = untyped_config  # it carries half of its annotations
@@ -72,6 +77,12 @@ def error_of(status: int, body: bytes) -> ApiError:
     return _KINDS.get(status, ApiError)(status, reason, message)
 
 
+def _has_kubeconfig() -> bool:
+    """Whether there is one where kubectl would look."""
+    places = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
+    return any(Path(each).expanduser().exists() for each in places if each)
+
+
 async def configuration_of(kubeconfig: str | None) -> Configuration:
     """Credentials and address: the named kubeconfig; else $KUBECONFIG or ~/.kube/config; else the pod's own account.
 
@@ -83,6 +94,8 @@ async def configuration_of(kubeconfig: str | None) -> Configuration:
             try:
                 config.load_incluster_config(found)
             except config.ConfigException:
+                if not _has_kubeconfig():
+                    raise Unavailable(NO_KUBECONFIG) from None
                 await config.load_kube_config(client_configuration=found)
         else:
             await config.load_kube_config(config_file=kubeconfig, client_configuration=found)
