@@ -13,7 +13,7 @@ from gpupack.facts.estimate import Estimate, Source
 from gpupack.facts.experiment import Judgement
 from gpupack.facts.interpretation import interpret
 from gpupack.facts.observation import Observation
-from gpupack.facts.placement import Plan, Record
+from gpupack.facts.placement import Plan, Record, Wake
 from gpupack.facts.serving import ServingKey
 from gpupack.plan import Outcome, Reason, Tell, Unit, Verdict
 from gpupack.units import Seconds
@@ -83,9 +83,9 @@ def test_what_was_not_done_instead_is_told_without_what_was_decided() -> None:
 # Events
 
 
-def heard(was: Record | None, now: Record, **experiments: Any) -> list[Tell]:
+def heard(was: Record | None, now: Record) -> list[Tell]:
     old: dict[ServingKey, Record] = {} if was is None else {CHAT: was}
-    return list(tells(old, {CHAT: now}, Plan(), (), **experiments))
+    return list(tells(old, {CHAT: now}, Plan(), Plan()))
 
 
 def test_a_decision_is_told_once_and_its_numbers_are_none() -> None:
@@ -118,12 +118,25 @@ def test_a_verdict_is_told_when_it_is_new() -> None:
     missed = replace(open_one, judgement=Judgement.MISSED)
 
     def verdicts(before: Plan, *experiments: Any) -> list[tuple[str, bool]]:
-        return [(each.reason, each.warning) for each in tells({}, {}, before, experiments)]
+        return [(each.reason, each.warning) for each in tells({}, {}, before, Plan(experiments=experiments))]
 
     assert verdicts(Plan(), open_one) == []
     assert verdicts(Plan(), missed) == [("Missed", True)]
     assert verdicts(Plan(experiments=(open_one,)), missed) == [("Missed", True)]
     assert verdicts(Plan(experiments=(missed,)), missed) == []
+
+
+def test_a_wake_is_told_once_it_is_over() -> None:
+    asked = Wake(serving=CHAT, asked_at=NOON)
+    awake = replace(asked, ready_at=Seconds(NOON + 12.0))
+
+    def said(before: Wake | None, after: Wake) -> list[str]:
+        old = Plan() if before is None else Plan(wakes=(before,))
+        return [each.message for each in tells({}, {}, old, Plan(wakes=(after,)))]
+
+    assert said(None, asked) == []
+    assert said(asked, awake) == ["Awake 12.0 s after the first request came."]
+    assert said(awake, awake) == []
 
 
 # In a whole tick

@@ -272,3 +272,32 @@ def test_a_gpu_is_missing_when_its_exporter_is_silent_or_does_not_name_it() -> N
     assert _cause(history.readings("GPU-1", 1091.0, 30.0, 3).fb_used) is Cause.STALE
     history.fail(1060.0)
     assert _cause(history.readings("GPU-1", 1091.0, 30.0, 3).fb_used) is Cause.UNREACHABLE
+
+
+def _idle(*pages: tuple[float, EnginePage]) -> Measured:
+    history = EngineHistory()
+    for at, page in pages:
+        history.add(at, page, TIMING)
+    return history.seen("r", pages[-1][0], TIMING).idle
+
+
+def test_an_engine_is_idle_for_as_long_as_it_was_seen_empty_and_no_counter_moved() -> None:
+    rests = replace(_page(10.0), running=0.0)
+    assert _value(_idle(*((2.0 * number, rests) for number in range(10)))) == 18.0
+    assert _value(_idle((0.0, rests), (2.0, replace(rests, waiting=1.0)))) == 0.0
+    came_and_went = replace(_page(11.0), running=0.0)
+    assert _value(_idle((0.0, rests), (2.0, rests), (4.0, came_and_went), (6.0, came_and_went))) == 2.0
+
+
+def test_idle_time_that_nobody_watched_counts_as_three_periods_at_most() -> None:
+    """Also where the clock was set forward."""
+    rests = replace(_page(10.0), running=0.0)
+    assert _value(_idle((0.0, rests), (2.0, rests), (500.0, rests))) == 2.0 + 6.0
+
+
+def test_an_engine_that_does_not_tell_or_began_anew_is_not_idle() -> None:
+    rests = replace(_page(10.0), running=0.0)
+    assert _cause(_idle((0.0, rests), (2.0, replace(rests, finished=None)))) is Cause.NO_SERIES
+    anew = replace(_page(0.0), running=0.0)
+    assert _value(_idle((0.0, rests), (8.0, rests), (10.0, anew))) == 0.0
+    assert _value(_idle((0.0, rests), (8.0, replace(rests, running=math.nan)))) == 0.0

@@ -70,3 +70,22 @@ async def test_a_killed_container_leaves_no_process(tmp_path: Path) -> None:
 async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
     ending = await ProcessProgram(sandbox("no-such-command"), {}, tmp_path).run()
     assert (ending.code, ending.message) == (127, "no-such-command: No such file or directory")
+
+
+async def test_a_command_that_names_where_to_listen_keeps_its_ports_at_an_address_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "doors").write_text('#!/bin/sh\necho "$@"; exec sleep 1000\n')
+    (tmp_path / "bin" / "doors").chmod(0o755)
+    table: dict[Address, Address] = {}
+    words = ("doors", "--host=0.0.0.0", "--port=8080", "--doors=20000-20001")
+    program = ProcessProgram(sandbox(*words), table, tmp_path)
+    running = asyncio.create_task(program.run())
+    log = tmp_path / "pod.log"
+    while not (log.exists() and "20001" in log.read_text()):
+        assert not running.done(), running.result()
+        await asyncio.sleep(0.01)
+    assert log.read_text() == "--host=127.77.0.9 --port=8080 --doors=20000-20001\n"
+    assert table == {("10.77.0.9", port): ("127.77.0.9", port) for port in (8080, 20000, 20001)}
+    program.terminate()
+    await running
+    assert table == {}

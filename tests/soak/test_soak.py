@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,3 +91,10 @@ def test_a_failing_history_is_made_short_and_fails_again(tmp_path: Path, capsys:
     assert short.violation.message in told
     assert replay((tmp_path / "seed-5.jsonl").read_text(), "FILE") == 0  # the real decision keeps the rule
     assert "No rule is broken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seed", "serving", "course"), [(97, "m1", "Added.*Asleep"), (76, "m0", "Asleep.*Added")])
+def test_where_there_is_an_activator_servings_sleep_and_wake(seed: int, serving: str, course: str) -> None:
+    told: list[str] = []
+    assert play(draw(seed), tell=told.append).violation is None
+    assert re.search(course, " ".join(re.findall(f"'{serving}': '([A-Za-z]+)'", " ".join(told))))
