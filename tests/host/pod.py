@@ -130,6 +130,18 @@ class Pod:
             after = report["number"]
         raise AssertionError(report)
 
+    def page_with(self, words: str) -> str:
+        """The page for Prometheus once these stand on it."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until:
+            status, page = self.ask("GET", "/metrics", token=None)
+            assert status == 200
+            assert isinstance(page, str)
+            if words in page:
+                return page
+            time.sleep(0.05)
+        raise AssertionError(page)
+
 
 def engine(name: str, port: int, *arguments: str) -> dict[str, Any]:
     words = [f"--name={name}", f"--port={port}", *arguments]

@@ -95,6 +95,16 @@ def test_only_who_has_the_token_is_answered(tmp_path: Path) -> None:
         assert pod.ask("GET", "/v1/report")[0] == 200
 
 
+def test_what_waits_for_cores_is_told_to_prometheus_without_a_token(tmp_path: Path) -> None:
+    (a,) = free_ports(1)
+    with Pod(tmp_path, mps=False) as pod:
+        report = pod.order(1, engine("a", a))
+        assert report["cores"] is None, "no window has passed"
+        pod.until(lambda report: stages(report) == {"a": "Ready"})
+        page = pod.page_with('gpupack_host_cpu_wait_seconds_total{engine="a"}')
+        assert "# TYPE gpupack_host_cpu_run_seconds_total counter" in page
+
+
 def test_the_command_copies_itself_as_one_file(tmp_path: Path) -> None:
     written = subprocess.run(
         [sys.executable, "-m", "gpupack", "host", "--copy-to", str(tmp_path)],

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gpupack.facts.gpu import Gpu, GpuKind
-from gpupack.facts.observation import Holder, Phase, ReplicaSeen, Trouble
+from gpupack.facts.observation import Holder, Missing, Phase, Reading, ReplicaSeen, Trouble
 from gpupack.facts.serving import Serving, Sharing
 from gpupack.host.life import Stage
 from gpupack.host.orders import Orders, orders_text
@@ -257,3 +257,13 @@ def test_an_engine_of_which_nothing_new_is_known_stays_in_its_slice() -> None:
     bodies = host_resource.slices_to_write([SERVING], seen(orders, told(orders, Stage.READY)), [], frozenset())
     there = [host_resource.slice_there(each) for each in bodies]
     assert host_resource.slices_to_write([SERVING], seen(orders, None), there, frozenset({"10.0.0.7"})) == []
+
+
+def test_what_engines_wait_for_cores_is_a_reading_with_its_time_and_absent_where_nobody_told() -> None:
+    told = {"number": 1, "generation": 1, "gpu": "GPU-1", "mps": {"state": "Ready", "message": ""}, "engines": []}
+    silent = report_of(json.dumps(told))
+    assert isinstance(silent.core_wait, Missing)
+    assert isinstance(silent.throttled, Missing)
+    counted = report_of(json.dumps({**told, "cores": {"at": 12.5, "waited": 0.25, "throttled": None}}))
+    assert counted.core_wait == Reading(value=0.25, at=Seconds(12.5), origin="cores.waited of the supervisor")
+    assert isinstance(counted.throttled, Missing)

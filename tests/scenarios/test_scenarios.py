@@ -85,6 +85,7 @@ def story_of(text: str) -> Story:
                 gpu=devices[name], node_ready=fields.get("nodeReady", True),
                 dram_active=_measured(fields.get("dramActive", 0.0)), fb_used=_measured(0.0), power=_measured(100.0),
                 cordoned=fields.get("cordoned", False),
+                core_wait=_measured(fields.get("coreWait", 0.0)), throttled=_measured(fields.get("throttled", 0.0)),
             )
             for name, fields in gpus.items()
         ),

@@ -260,6 +260,10 @@ class Board:
             hundredths = chosen.utilization_hundredths
         return Bytes(kind.memory_bytes if hundredths is None else -(-kind.memory_bytes * hundredths // 100))
 
+    def on_node(self, node: str) -> tuple[str, ...]:
+        """The pool's GPUs there."""
+        return tuple(self._nodes.get(node, ()))
+
     def cores_held(self, node: str) -> float:
         """Whole cores that gpupack's replicas request on this node."""
         held = self._cores.get(node)

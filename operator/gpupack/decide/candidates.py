@@ -69,6 +69,7 @@ class Candidates:
             replicas=replicas,
             request_rate=rate,
             coefficients=self.question.coefficients,
+            cores=None if self.question.node_cores is None else self.question.cpu_cores,
         )
 
     def full(self, batch: int, replicas: int) -> GpuPrediction:

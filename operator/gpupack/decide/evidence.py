@@ -176,6 +176,7 @@ def group_of(board: Board, kind: GpuKind, seen: Seen, rate: PerSecond | None) ->
         replicas=seen.engines,
         request_rate=rate,
         coefficients=coefficients_of(serving, kind),
+        cores=serving.cpu_cores,
     )
 
 

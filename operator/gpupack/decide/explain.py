@@ -94,6 +94,11 @@ def verdict(given: Verdict) -> str:
             )
         case Reason.MEMORY:
             return f"One more replica would need {seen} of {limit} on {where}: {gap} too much."
+        case Reason.HOST_CPU if unit is Unit.RATIO:
+            return (
+                f"An engine on the node of {where} {given.detail} {seen} of the time; above {limit} one more would only"
+                " slow them."
+            )
         case Reason.HOST_CPU:
             return f"One more replica would need {seen} of {limit} on the node of {where}: {gap} too many."
         case Reason.LATENCY_SLO if unit is Unit.RATIO:

@@ -50,8 +50,10 @@ REASONS: Mapping[Reason, Meaning] = {
         " Otherwise the GPU is simply full, and another one is opened if the pool has one.",
     ),
     Reason.HOST_CPU: Meaning(
-        means="The node has too few cores left for one more engine.",
-        do="Lower spec.engine.cpu (an engine uses one core and a half), move other pods away, or use nodes with more.",
+        means="The node has too few cores left for one more engine, or engines there are measured to wait for cores.",
+        do="Too few left: lower spec.engine.cpu (an engine uses one core and a half), move other pods away, or use"
+        " nodes with more. Held at its CPU limit: raise spec.engine.cpu. Waits for a core: somebody else on the node"
+        " takes more than it requests; let the kubelet give whole cores away (--cpu-manager-policy=static).",
     ),
     Reason.LATENCY_SLO: Meaning(
         means="One more replica would break the promise of an engine on that GPU, its own or a neighbour's.",

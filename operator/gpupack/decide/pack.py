@@ -30,6 +30,11 @@ FULL_BATCH = 0.9
 """An engine that runs at least this share of its largest batch is called full."""
 CONTRADICTED = 2.0
 """A reading of full engines that is off by more than this factor is on another scale or broken."""
+CORES_SHORT = 0.10
+"""Engines that wait for cores for more than this share of the time that they could run are short of them.
+
+An assumption: with cores of their own threads hardly wait, and a tenth more of a host gap that is a third of a step is
+3 % of throughput, less than a further replica has to bring."""
 OWN_LOOKED_AT, LOOKED_AT, CLOSED_LOOKED_AT = 2, 8, 2
 """So many GPUs of each sort are checked in full for one more replica, the emptiest first."""
 MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
@@ -241,6 +246,7 @@ def _is_not_exported(known: Known) -> bool:
 
 
 def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
+    """Whole cores that are asked for, and engines of the node that wait for those that they have."""
     node = candidate.board.facts.nodes.get(candidate.gpu.gpu.node)
     if node is None:
         return
@@ -257,6 +263,23 @@ def host_cpu(candidate: Candidate) -> Iterable[Verdict]:
                 candidate.uuid, Reason.HOST_CPU, _given(wanted * each), _given(claim.engines * each), Unit.CORES,
                 detail=f"cores of the pod {claim.name}",
             )  # fmt: skip
+
+
+def cores_short(candidate: Candidate) -> Iterable[Verdict]:
+    """Engines on the node do not get the cores that they want: one more would only slow them. Not told is no objection:
+    then what is requested counts alone."""
+    if candidate.instead_of is not None or candidate.planned < candidate.demand.floor:
+        return
+    board, worst = candidate.board, (CORES_SHORT, "")
+    for gpu in (board.facts.gpus[uuid] for uuid in board.on_node(candidate.gpu.gpu.node)):
+        for known, what in ((gpu.core_wait, "waits for a core"), (gpu.throttled, "is held at its CPU limit")):
+            if not isinstance(known, Missing) and known > worst[0]:
+                worst = (known, what)
+    if worst[1]:
+        observed = Estimate.exact(worst[0], Source.MEASURED)
+        yield _verdict(
+            candidate.uuid, Reason.HOST_CPU, observed, _given(CORES_SHORT), Unit.RATIO, detail=worst[1]
+        )  # fmt: skip
 
 
 def latency_slo(candidate: Candidate) -> Iterable[Verdict]:
@@ -363,7 +386,16 @@ def marginal_gain(candidate: Candidate) -> Iterable[Verdict]:
         yield _verdict(candidate.uuid, Reason.MARGINAL_GAIN, observed, _given(least), Unit.RATIO, at_least=True)
 
 
-SIMPLE: tuple[Check, ...] = (data_missing, held_by_others, rolled_back, max_replicas, demand_met, memory, host_cpu)
+SIMPLE: tuple[Check, ...] = (
+    data_missing,
+    held_by_others,
+    rolled_back,
+    max_replicas,
+    demand_met,
+    memory,
+    host_cpu,
+    cores_short,
+)
 TOGETHER: tuple[Check, ...] = (latency_slo, bandwidth_ceiling, marginal_gain)
 
 

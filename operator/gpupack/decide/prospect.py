@@ -219,6 +219,7 @@ class Prospects:
                 replicas=1,
                 request_rate=None,
                 coefficients=coefficients_of(serving, kind),
+                cores=serving.cpu_cores,
             )
             found = self._lone[kind.name, kin] = _alike(kind, group)
         return found

@@ -17,6 +17,7 @@ from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     DEVICE_TAINT,
     EVICTING,
+    NO_CORES_TOLD,
     Cause,
     ClaimSeen,
     EngineSeen,
@@ -112,7 +113,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes.
+    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes; `core_wait` and `throttled` are
+    shares of time in which an engine there waits for cores.
 
     `cordoned`: its node takes no new pods, because somebody wants it empty. `fault` is why the device itself must not
     be used, empty if it tells that it is well, None if nothing tells. `evicts` is a taint on it that drives pods away.
@@ -126,6 +128,8 @@ class GpuFacts:
     cordoned: bool = False
     fault: str | None = None
     evicts: str | None = None
+    core_wait: Known = NO_CORES_TOLD
+    throttled: Known = NO_CORES_TOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +234,8 @@ def _gpu(
         cordoned=seen.cordoned,
         fault=_fault(_known(seen.xid, at, limit)),
         evicts=evicts.get(seen.gpu.uuid),
+        core_wait=_known(seen.core_wait, at, limit),
+        throttled=_known(seen.throttled, at, limit),
     )
 
 

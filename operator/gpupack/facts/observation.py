@@ -190,12 +190,16 @@ class HeldSeen:
     since: Seconds | None = None
 
 
+NO_CORES_TOLD = Missing(cause=Cause.NO_SERIES, origin="waiting for cores")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSeen:
     """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes.
 
     `cordoned`: somebody said that its node takes no new pods. `xid` is the code of the last error that the driver told
-    of it, 0 if none.
+    of it, 0 if none. Of the engine on it that is worst off, `core_wait` is the share of the time in which its threads
+    could have run that they waited for a core, `throttled` the share of periods in which its CPU limit was used up.
     """
 
     gpu: Gpu
@@ -205,6 +209,8 @@ class GpuSeen:
     power: Measured
     cordoned: bool = False
     xid: Measured = Missing(cause=Cause.NO_SERIES, origin="xid")
+    core_wait: Measured = NO_CORES_TOLD
+    throttled: Measured = NO_CORES_TOLD
 
 
 DEVICE_TAINT, EVICTING = "DeviceTaint", ":NoExecute"

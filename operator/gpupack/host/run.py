@@ -19,12 +19,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import assert_never
 
-from gpupack.host import archive, life
+from gpupack.host import archive, cpu, life
 from gpupack.host.life import Action, Ending, Event, Mps, Stage, Times
 from gpupack.host.mps import MpsDaemon
 from gpupack.host.orders import EngineOrder, Orders, orders_of, orders_text
 from gpupack.host.processes import Process, Processes, adopt_orphans, in_words, not_started
-from gpupack.host.report import report
+from gpupack.host.report import Cores, page, report
 from gpupack.host.server import Refused, Server
 
 PORT = 8000
@@ -33,6 +33,11 @@ TICK_SECONDS = 0.1
 PROBE_SECONDS, PROBE_START_SECONDS = 1.0, 0.2
 """Between two looks, and while something starts."""
 PROBE_PATIENCE_SECONDS = 2.0
+CORES_SECONDS = 2.0
+"""Between two looks at what waits for cores."""
+PROC = Path("/proc")
+POD = ""
+"""The pod as a whole, among the names of its engines."""
 ANYWHERE, LOOPBACK = "0.0.0.0", "127.0.0.1"
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 NAMES_THE_GPU = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
@@ -106,6 +111,7 @@ class Supervisor:
         self._desk = threading.Lock()
         self._newest = 0
         self._gpu = ""
+        self._cores = Cores()
 
     def tell(self, event: Event) -> None:
         self._events.put(event)
@@ -133,13 +139,16 @@ class Supervisor:
             if after is not None:
                 self._changed.wait_for(lambda: self._number != after, wait)
             state, number = self._state, self._number
-        return report(state, number=number, gpu=self._gpu, lines=self._lines)
+        return report(state, number=number, gpu=self._gpu, lines=self._lines, cores=self._cores)
+
+    def page(self) -> str:
+        return page(self._cores)
 
     def run(self) -> None:
         """Until everything has ended after SIGTERM."""
         self._gpu = self._name_of_gpu()
         self._resume()
-        for watch in (self._watch_engines, self._watch_mps):
+        for watch in (self._watch_engines, self._watch_mps, self._watch_cores):
             threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
         while not self._state.finished:
             for process in self._processes.reap():
@@ -268,6 +277,21 @@ class Supervisor:
             if self._state.mps.stage in (Mps.STARTING, Mps.READY) and (seen := self._mps.look()) is not None:
                 self.tell(seen)
             time.sleep(PROBE_SECONDS if self._state.mps.stage is Mps.READY else PROBE_START_SECONDS)
+
+    def _watch_cores(self) -> None:
+        meter = cpu.Meter()
+        while True:
+            engines, sessions, at = dict(self._engines), cpu.sessions(PROC), time.time()
+            used = {name: cpu.spent(sessions.get(each.pid, ()), PROC) for name, each in engines.items()}
+            limit = cpu.limited(cpu.CGROUP)
+            self._cores = Cores(
+                used={name: each for name, each in used.items() if each is not None},
+                limit=limit,
+                short={name: meter.look(f"{name} {each.pid}", at, used[name], None) for name, each in engines.items()},
+                pod=meter.look(POD, at, None, limit),
+            )
+            meter.keep((POD, *(f"{name} {each.pid}" for name, each in engines.items())))
+            time.sleep(CORES_SECONDS)
 
     def _name_of_gpu(self) -> str:
         """The device that the pod was given, by its uuid; empty if nothing here can tell."""

@@ -1,6 +1,7 @@
 """Orders come in and reports go out: the supervisor's own HTTP, for whoever has the token.
 
 - `GET /healthz`: it is there. Needs no token, says nothing else.
+- `GET /metrics`: what waits for cores, for Prometheus. Needs no token: it holds the names of engines and numbers.
 - `PUT /v1/orders`: orders as JSON; the answer is the report. An older generation is refused with 409.
 - `GET /v1/report`, `?after=N&wait=S`: the report; with a number, not before it differs from report N or S seconds have
   passed.
@@ -37,6 +38,8 @@ class Desk(Protocol):
 
     def report(self, after: int | None, wait: float) -> str: ...
 
+    def page(self) -> str: ...
+
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -64,8 +67,10 @@ class _Answer(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if url.path == "/healthz":
             self._say(200, "ok\n", "text/plain")
+        elif url.path == "/metrics":
+            self._say(200, self.server.desk.page(), "text/plain; version=0.0.4")
         elif url.path != "/v1/report":
-            self._problem(404, "/healthz, /v1/report or /v1/orders")
+            self._problem(404, "/healthz, /metrics, /v1/report or /v1/orders")
         elif self._is_allowed():
             query = parse_qs(url.query)
             try:

@@ -18,7 +18,16 @@ from typing import Any
 
 from gpupack.facts.engine_args import PORT
 from gpupack.facts.gpu import Gpu
-from gpupack.facts.observation import ClaimSeen, Phase, ReplicaSeen, Trouble, quoted
+from gpupack.facts.observation import (
+    NO_CORES_TOLD,
+    ClaimSeen,
+    Measured,
+    Phase,
+    Reading,
+    ReplicaSeen,
+    Trouble,
+    quoted,
+)
 from gpupack.facts.placement import gpu_hash
 from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.host.archive import NAME as ARCHIVE
@@ -66,7 +75,8 @@ class EngineReport:
 class HostReport:
     """`number` changes with every change. `device` is the GPU that the pod was given, by uuid, or empty.
 
-    `mps_message` is why MPS was lost or does not start.
+    `mps_message` is why MPS was lost or does not start. `core_wait` and `throttled` are of its engine that is worst
+    off, as `GpuSeen` has them.
     """
 
     number: int
@@ -75,6 +85,8 @@ class HostReport:
     mps: Mps
     engines: tuple[EngineReport, ...]
     mps_message: str = ""
+    core_wait: Measured = NO_CORES_TOLD
+    throttled: Measured = NO_CORES_TOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -457,6 +469,7 @@ def _message(told: EngineReport) -> str:
 def report_of(text: bytes | str) -> HostReport:
     """What the supervisor answers. Raises KeyError or ValueError for anything else."""
     found = json.loads(text)
+    cores = found.get("cores") or {}
     return HostReport(
         number=found["number"],
         generation=found["generation"],
@@ -464,7 +477,15 @@ def report_of(text: bytes | str) -> HostReport:
         mps=Mps(found["mps"]["state"]),
         engines=tuple(_engine_report(each) for each in found["engines"]),
         mps_message=found["mps"]["message"],
+        core_wait=_share(cores, "waited"),
+        throttled=_share(cores, "throttled"),
     )
+
+
+def _share(cores: Mapping[str, Any], name: str) -> Measured:
+    if cores.get(name) is None:
+        return NO_CORES_TOLD
+    return Reading(value=float(cores[name]), at=Seconds(cores["at"]), origin=f"cores.{name} of the supervisor")
 
 
 def _engine_report(found: Mapping[str, Any]) -> EngineReport:

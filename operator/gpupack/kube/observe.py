@@ -475,6 +475,12 @@ class Scene:
         here = [self.reports.get(each.claim.uid) for each in self.hosts if each.claim.gpu_uuid == gpu.uuid]
         return next((each.device for each in here if each is not None and each.device), gpu.uuid)
 
+    def _with_cores(self, seen: GpuSeen) -> GpuSeen:
+        """What the supervisor of the pod on that GPU says of waiting for cores, where there is one."""
+        here = [self.reports.get(each.claim.uid) for each in self.hosts if each.claim.gpu_uuid == seen.gpu.uuid]
+        told = next((each for each in here if each is not None), None)
+        return seen if told is None else replace(seen, core_wait=told.core_wait, throttled=told.throttled)
+
     def observation(
         self,
         at: Seconds,
@@ -494,7 +500,10 @@ class Scene:
             plan=self.pool.plan,
             servings=self.servings,
             refused=self.refused,
-            gpus=tuple(_gpu_seen(gpu, gpu.node in ready, gpu.node in cordoned, readings_of(gpu)) for gpu in self.gpus),
+            gpus=tuple(
+                self._with_cores(_gpu_seen(gpu, gpu.node in ready, gpu.node in cordoned, readings_of(gpu)))
+                for gpu in self.gpus
+            ),
             nodes=self.nodes,
             holders=self.holders,
             claims=self.claims,

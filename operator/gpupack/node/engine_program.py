@@ -246,6 +246,7 @@ class EngineProgram:
             model=ModelDims.of(llm, settings.dtype),
             costs=site.costs,
             source=tap,
+            cores=self.sandbox.cores,
         )
         return Serving(self.sandbox, site, slot, flags, llm, settings.dtype, cache, tenant, tap)
 

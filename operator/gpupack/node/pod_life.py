@@ -208,6 +208,7 @@ class PodLife:
             words=spec.command_line(environ),
             environ=environ,
             files=prepared.files[spec.name],
+            cores=spec.cores,
         )
 
         def launch() -> Program:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from gpupack.kube.labels import PLUGIN_GPU
+from gpupack.kube.quantities import number_of
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _SECONDS = re.compile(r"\bsleep (\d+)")
@@ -54,7 +55,7 @@ class Variable:
 class Container:
     """`words` are command and arguments before `$(VAR)` is filled in. `stop_delay_seconds` is its preStop hook.
 
-    `secrets` are the mounted ones, as path and name.
+    `secrets` are the mounted ones, as path and name. `cores` is its CPU limit, None without one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Container:
     stop_delay_seconds: float
     log_is_message: bool
     secrets: tuple[tuple[str, str], ...] = ()
+    cores: float | None = None
 
     def command_line(self, environ: Mapping[str, str]) -> list[str]:
         return [expand(word, environ) for word in self.words]
@@ -164,7 +166,12 @@ def _container(item: dict[str, Any], secrets: Mapping[str, str]) -> Container:
             for each in item.get("volumeMounts") or ()
             if each["name"] in secrets
         ),
+        cores=_cores(item.get("resources", {}).get("limits", {})),
     )
+
+
+def _cores(limits: Mapping[str, str]) -> float | None:
+    return number_of(limits["cpu"]) if "cpu" in limits else None
 
 
 def _variable(item: dict[str, Any]) -> Variable:

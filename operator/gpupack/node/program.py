@@ -40,7 +40,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Where a program finds itself. `files` are those of its mounted secrets, by path."""
+    """Where a program finds itself. `files` are those of its mounted secrets, by path; `cores` is its CPU limit."""
 
     namespace: str
     pod: str
@@ -52,6 +52,7 @@ class Sandbox:
     words: Sequence[str]
     environ: Mapping[str, str]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    cores: float | None = None
 
 
 class Program(Protocol):

@@ -168,7 +168,7 @@ def batch(gpu: GpuKind, group: EngineGroup) -> Batch:
     context, deviation = length_biased_context(lengths)
     kv_tokens = shape.kv_tokens(group.llm.kv_bytes_per_token(group.dtype))
     return Batch(
-        engine=engine(gpu, group.llm, group.dtype, group.coefficients),
+        engine=engine(gpu, group.llm, group.dtype, group.coefficients, group.cores),
         input_mean=lengths.input_mean,
         output_mean=lengths.output_mean,
         input_cv=lengths.input_cv,

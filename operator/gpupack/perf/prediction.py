@@ -56,7 +56,10 @@ class Router(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineGroup:
-    """`replicas` like engines on one GPU. `request_rate` is that of the whole group; None keeps every engine full."""
+    """`replicas` like engines on one GPU. `request_rate` is that of the whole group; None keeps every engine full.
+
+    `cores` are those of one engine; None where they are not counted.
+    """
 
     llm: Llm
     dtype: Dtype
@@ -66,6 +69,7 @@ class EngineGroup:
     request_rate: PerSecond | None
     coefficients: Coefficients
     router: Router = Router.LEAST_LOADED
+    cores: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

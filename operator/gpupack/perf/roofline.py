@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.llm import Dtype, Llm
+from gpupack.perf.host_cpu import shortage
 from gpupack.perf.prediction import Coefficients
 
 
@@ -44,6 +45,10 @@ class Step(NamedTuple):
     def less(self, other: Step) -> Step:
         return self.plus(other, -1.0)
 
+    def short_of_cores(self, shortage: float) -> Step:
+        """The same work where cores are missing: the GPU waits for the host (`host_cpu`)."""
+        return self._replace(host=self.host + shortage * (self.host + self.gpu)) if shortage else self
+
 
 class Engine(NamedTuple):
     """A model on a GPU as the step formulas need it: seconds and bytes, everything else multiplied out."""
@@ -63,6 +68,7 @@ class Engine(NamedTuple):
     gpu_fixed: float
     penalty_seconds: float
     penalty_bytes: float
+    shortage: float = 0.0
 
     def decode(self, running: float, context: float) -> Step:
         """Every running sequence of `context` tokens on average gets one token."""
@@ -72,7 +78,7 @@ class Engine(NamedTuple):
             self.host_fixed + self.host_per_sequence * running,
             self.gpu_fixed + dense + contexts * self.kv_seconds + running * self.penalty_seconds,
             self.weight_bytes + (contexts + running) * self.kv_bytes + running * self.penalty_bytes,
-        )
+        ).short_of_cores(self.shortage)
 
     def prefill(self, prompts: float, tokens_each: float, running: float) -> Step:
         """A step of whole prompts alone, while `running` sequences wait."""
@@ -112,12 +118,15 @@ class Engine(NamedTuple):
         """
         floor = max(self.eager_floor, self.output_per_sequence * running)
         idle = max(0.0, floor - self.host_fixed - gpu)
-        return Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved, filling)
+        whole = Step(host + self.host_per_prefill_sequence * running + idle, gpu, moved, filling)
+        return whole.short_of_cores(self.shortage)
 
 
 @lru_cache(maxsize=4096)
-def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> Engine:
-    """The step formulas of that model on that GPU.
+def engine(
+    gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients, cores: float | None = None
+) -> Engine:  # fmt: skip
+    """The step formulas of that model on that GPU, with so many cores.
 
     The input embedding is read by rows, the output matrix whole. FLOPs: 2 a weight and token in the body, 2 a weight
     of the output matrix and sampled token, 4 x heads x head size x layers a token and token of context.
@@ -147,4 +156,5 @@ def engine(gpu: GpuKind, llm: Llm, dtype: Dtype, coefficients: Coefficients) -> 
         gpu_fixed=coefficients.gpu_per_layer * llm.layers,
         penalty_seconds=penalty_bytes / bandwidth,
         penalty_bytes=penalty_bytes,
+        shortage=shortage(cores),
     )

@@ -27,13 +27,17 @@ _SHARED_GPU = "gpu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """So many like engines. `requests_per_second` is offered to all of them together, None is as much as they take."""
+    """So many like engines. `requests_per_second` is offered to all of them together, None is as much as they take.
+
+    `cores` are those that each has for its host work, None for enough.
+    """
 
     model: ModelDims
     costs: EngineCosts
     config: EngineConfig
     replicas: int = 1
     requests_per_second: float | None = None
+    cores: float | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
@@ -282,6 +286,7 @@ def _start(
         start_seconds=start_seconds,
         source=source,
         listener=recorder,
+        cores=deployment.cores,
     )
     return tenant, recorder
 

@@ -204,10 +204,30 @@ class Phase:
     sm_share: float
 
 
-class StepTimer:
-    """Durations of one engine's steps, alone on its GPU."""
+class HostCores:
+    """The two processes of an engine on the cores that they have: the loop that steps, and the API server.
 
-    def __init__(self, model: ModelDims, spec: GpuSpec, costs: EngineCosts) -> None:
+    The loop keeps a core busy, for it polls for its GPU; the server works `FRONTEND_PER_SEQUENCE` seconds for every
+    token that a step made, beside the next step. Below two cores a part of that stands in the loop's way, on one core
+    all of it, and on less than one core everything waits for its turn. None: cores enough.
+
+    That time is an assumption, which makes half a core of the server's work at ten thousand tokens a
+    second; nobody has published a measurement.
+    """
+
+    FRONTEND_PER_SEQUENCE = 50e-6
+
+    def __init__(self, cores: float | None) -> None:
+        missing = 0.0 if cores is None else min(1.0, max(0.0, 2.0 - cores))
+        self.in_the_way = missing * self.FRONTEND_PER_SEQUENCE
+        self.slower = 1.0 if cores is None else max(1.0, 1.0 / cores)
+
+
+class StepTimer:
+    """Durations of one engine's steps, alone on its GPU, with so many cores for its host work."""
+
+    def __init__(self, model: ModelDims, spec: GpuSpec, costs: EngineCosts, cores: float | None = None) -> None:
+        self._cores = HostCores(cores)
         bandwidth = spec.dram_bytes_per_second
         flops = spec.dense_flops_per_second * costs.gemm_efficiency
         self._weights_dram = model.weight_bytes / bandwidth
@@ -239,13 +259,13 @@ class StepTimer:
         gemm = math.hypot(self._weights, self._multiply(engine))
         attention = self.attention_per_token * engine.step_context_tokens
         rest = self._rest + self._rest_per_sequence * decoding
-        host = self._host + self._host_per_sequence * decoding
+        host = self._host + (self._host_per_sequence + self._cores.in_the_way) * decoding
         if engine.step_prefill_tokens:
             host += self._host_at_prefill * (decoding + engine.step_bystanders)
             launches = self._eager - self._host - gemm - attention - rest
             if launches > 0.0:
                 host += launches
-        return host, gemm, attention, rest
+        return host * self._cores.slower, gemm, attention, rest
 
     def use(self, engine: Engine, gemm: float, attention: float, rest: float) -> tuple[float, float]:
         """Seconds of full DRAM bandwidth and of all SMs that the step under way uses in all."""

@@ -423,8 +423,11 @@ class World:
         start_seconds: float = 0.0,
         source: Source | None = None,
         listener: Listener | None = None,
+        cores: float | None = None,
     ) -> Tenant:
         """Puts an engine on a GPU; it serves after `start_seconds` and holds `memory_bytes` from now on.
+
+        `cores` are those for its host work, None for enough.
 
         Raises Unavailable when less memory is free than it takes, or than its flags want free (vLLM's own check).
         """
@@ -435,7 +438,9 @@ class World:
         if place.fb_free_bytes < wanted:
             raise Unavailable(f"{gpu} has {place.fb_free_bytes} bytes free, {name} wants {wanted}")
         engine = Engine(config, source=source, listener=listener)
-        tenant = Tenant(name, engine, StepTimer(model, place.spec, costs), memory_bytes, self.now + start_seconds)
+        tenant = Tenant(
+            name, engine, StepTimer(model, place.spec, costs, cores), memory_bytes, self.now + start_seconds
+        )
         place.tenants[name] = tenant
         self._places[name] = place
         return tenant
