@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from gpupack.demo.stage import condition
 
-from .journey import POOLS, Journey
+from .journey import PLUGIN_NODE, POOLS, Journey
 
 
 def doctor(journey: Journey) -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -35,11 +36,12 @@ def test_a_doctor_finds_gpus_and_metrics_and_says_what_it_cannot_know(journey: J
     code, found = doctor(journey)
     assert code == 0
     by_driver, by_plugin = (each["sentence"] for each in found["GPUs"])
-    gpus = len(journey.stage.state()["gpus"])
-    assert by_driver == f"{gpus - 2} x H100-80GB can be packed."
+    published = [each for each in journey.stage.state()["gpus"] if each["node"] != PLUGIN_NODE]
+    kinds = sorted(Counter(each["kind"] for each in published).items())
+    assert by_driver == f"{', '.join(f'{count} x {kind}' for kind, count in kinds)} can be packed."
     assert by_plugin.startswith("2 x H100-80GB can be packed: a device plugin offers them")
     [sharing] = found["Sharing"]
-    assert f"DRA is taken for {gpus - 2} GPUs" in sharing["sentence"]
+    assert f"DRA is taken for {len(published)} GPUs" in sharing["sentence"]
     assert "InPod is taken for 2 GPUs" in sharing["sentence"]
     assert "The device plugin's own shares are not taken" in sharing["remedy"]
     journey.until("the pool, which has one node, says of it the same", lambda: chosen(journey).get("reason") == "DRA")

@@ -141,6 +141,14 @@ class TestReadBack:
         assert (seen.namespace, seen.gpu_uuid, seen.sharing, seen.deleting) == (KEY.namespace, GPU, sharing, False)
         assert seen.owners == tuple(UIDS.values())
 
+    def test_a_claim_for_a_slice_is_of_the_mig_class_and_has_no_sharing_inside(self) -> None:
+        apply = ApplyClaim(namespace=KEY.namespace, gpu_uuid="MIG-a", sharing=Sharing.MIG, owners=(KEY,))
+        devices = manifests.claim(apply, "default", UIDS)["spec"]["devices"]
+        exactly = devices["requests"][0]["exactly"]
+        assert exactly["deviceClassName"] == "mig.nvidia.com"
+        assert "== 'MIG-a'" in exactly["selectors"][0]["cel"]["expression"]
+        assert "config" not in devices
+
     def test_service_and_budget_say_whose_they_are(self) -> None:
         serving = valid(model_serving())
         budget = manifests.budget(serving, 2)

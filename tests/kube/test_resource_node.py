@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gpupack import catalog
 from gpupack.facts.observation import Holder, NodeSeen
 from gpupack.kube import labels
 from gpupack.kube.node_resource import (
@@ -57,10 +58,46 @@ def test_attributes_may_carry_the_drivers_name() -> None:
     assert [each.gpu.uuid for each in devices_of(slices, gpu_by_product)] == [GPU]
 
 
-def test_mig_devices_and_other_drivers_are_not_gpus() -> None:
-    mig = device("gpu-0-mig", GPU)
-    mig["attributes"]["type"] = {"string": "mig"}
-    assert devices_of(seen(resource_slice(mig)), gpu_by_product) == ()
+def mig(name: str, uuid: str | None, profile: str = "1g.10gb", parent: str = GPU) -> dict[str, Any]:
+    """A MIG slice as the driver publishes it; one that only could be cut has no uuid."""
+    piece = device(name, uuid or "")
+    piece["attributes"] |= {"type": {"string": "mig"}, "profile": {"string": profile}, "parentUUID": {"string": parent}}
+    if uuid is None:
+        del piece["attributes"]["uuid"]
+    piece["capacity"] = {"memory": {"value": "9856Mi"}}
+    return piece
+
+
+def test_a_mig_slice_is_a_place_with_the_figures_of_its_profile() -> None:
+    slices = seen(resource_slice(device("gpu-0", GPU), mig("gpu-0-mig-19-0-1", "MIG-a"), mig("gpu-0-mig-19-1-1", None)))
+    whole, piece = devices_of(slices, catalog.gpu_by_product)
+    assert whole.gpu.parent_uuid == ""
+    assert (piece.gpu.uuid, piece.gpu.parent_uuid, piece.gpu.kind.name) == ("MIG-a", GPU, "H100-80GB-MIG-1g.10gb")
+    assert piece.gpu.overlaps(whole.gpu)
+    assert whole.gpu.overlaps(piece.gpu)
+
+
+def test_a_profile_that_the_catalog_does_not_have_is_named() -> None:
+    slices = seen(resource_slice(mig("gpu-0-mig-19-0-1", "MIG-a", profile="1g.12gb")))
+    assert devices_of(slices, catalog.gpu_by_product) == ()
+    (unknown,) = unknown_devices_of(slices, catalog.gpu_by_product)
+    assert unknown.product == f"{PRODUCT}-MIG-1g.12gb"
+
+
+def test_who_holds_a_gpu_holds_its_slices_and_who_holds_a_slice_its_gpu() -> None:
+    pieces = (mig("gpu-0-mig-0", "MIG-a"), mig("gpu-0-mig-1", "MIG-b"), mig("gpu-1-mig-0", "MIG-c", parent=OTHER_GPU))
+    devices = devices_of(seen(resource_slice(device("gpu-0", GPU), *pieces)), catalog.gpu_by_product)
+
+    def held(name: str) -> list[str]:
+        claim = ForeignClaim(namespace="batch", name="theirs", devices=(("node-a", name),))
+        return [each.gpu_uuid for each in holders_of(devices, [claim], [])]
+
+    assert held("gpu-0") == [GPU, "MIG-a", "MIG-b"]
+    assert held("gpu-0-mig-0") == [GPU, "MIG-a"]
+    assert held("gpu-1-mig-0") == ["MIG-c"]
+
+
+def test_other_drivers_have_no_gpus() -> None:
     assert slice_of(resource_slice(device("a", GPU), driver="example.com")) is None
 
 

@@ -137,8 +137,8 @@ def test_what_a_container_wrote_is_left_out_wherever_it_went(tmp_path: Path, cut
 NAMES = {
     "address", "aliases", "content_hash", "device_name", "engine_version", "field", "gpu_kind", "gpu_uuid", "household",
     "identity", "inputs", "kind", "look_again", "mig_profile", "model", "name", "namespace", "neighbours", "node",
-    "origin", "owners", "parts", "phase", "picker", "pod", "pool", "pool_uid", "product", "product_names", "provenance",
-    "replica", "runtime_class", "selector", "served", "sharing",
+    "origin", "owners", "parent_uuid", "parts", "phase", "picker", "pod", "pool", "pool_uid", "product",
+    "product_names", "provenance", "replica", "runtime_class", "selector", "served", "sharing",
     "stale", "subject", "template_hash", "uid", "unknown_products", "uuid", "version",
 }  # fmt: skip
 """Names that the cluster, the catalog or gpupack gave, and digests: a template's hash stands for its environment."""

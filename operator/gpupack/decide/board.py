@@ -54,6 +54,15 @@ class GpuState:
         return self.barred or self.saturated or (self.used and self.takes_one)
 
 
+def _cut_with(facts: Facts) -> dict[str, tuple[str, ...]]:
+    slices: dict[str, list[str]] = defaultdict(list)
+    for uuid, each in facts.gpus.items():
+        if each.gpu.parent_uuid in facts.gpus:
+            slices[each.gpu.parent_uuid].append(uuid)
+    found = {uuid: tuple(cut) for uuid, cut in slices.items()}
+    return found | {uuid: (parent,) for parent, cut in slices.items() for uuid in cut}
+
+
 class Board:
     """The plan of this tick while it is made, on the GPUs as they are.
 
@@ -99,6 +108,7 @@ class Board:
         self._nodes: dict[str, list[str]] = defaultdict(list)
         for uuid, gpu in facts.gpus.items():
             self._nodes[gpu.gpu.node].append(uuid)
+        self._cut = _cut_with(facts)
         self._used: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._used_by_name: tuple[str, ...] | None = None
         self._rates: dict[tuple[Kin, int], float | None] = {}
@@ -238,6 +248,14 @@ class Board:
     def kind(self, uuid: str) -> GpuKind:
         return self.facts.gpus[uuid].gpu.kind
 
+    def placed(self, sharing: Sharing, uuid: str) -> Sharing:
+        """How an engine is there whose serving shares whole GPUs so: on a slice it has the slice for itself."""
+        return Sharing.MIG if self.kind(uuid).is_slice else sharing
+
+    def cut_with(self, uuid: str) -> tuple[str, ...]:
+        """The slices of this GPU, or the GPU of this slice, where a driver offers both: only one can be in use."""
+        return self._cut.get(uuid, ())
+
     def chosen(self, serving: ServingKey, uuid: str) -> ChosenShape | None:
         gpu = self.facts.gpus.get(uuid)
         return None if gpu is None else self.shapes.get((serving, gpu.gpu.kind.name))
@@ -306,6 +324,8 @@ class Board:
             self._cores.pop(gpu.gpu.node, None)
         for kept in (self._mixes, self._held, self._leftovers, self._tenants, self.saturations, self.states):
             kept.pop(uuid, None)
+        for each in self.cut_with(uuid):
+            self.states.pop(each, None)
         self.by_load = self._used = self._used_by_name = None
         self._rates.clear()
 

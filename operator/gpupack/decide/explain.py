@@ -256,6 +256,11 @@ def given_up(uuid: str, why: str, seconds: float, *, again: bool) -> str:
     return f"{text} The replica that it was to replace stays." if again else text
 
 
+def no_such_gpu(wish: str, kinds: Iterable[str]) -> str:
+    """MIG is for slices, and only there; MPS and MIG are never mixed on a GPU."""
+    return f"spec.sharing is {wish}, but the pool has only {', '.join(sorted(kinds))}: MIG takes slices, others GPUs."
+
+
 def sharing_not_allowed(wish: str, allowed: Iterable[str]) -> str:
     return f"spec.sharing is {wish}, but the pool allows {listed(sorted(allowed)) or 'nothing'}."
 

@@ -161,7 +161,7 @@ def is_outdated(board: Board, serving: Serving, sharing: Sharing, placement: Pla
         return False
     return (
         placement.template_hash != serving.template_hash
-        or placement.sharing is not sharing
+        or placement.sharing is not board.placed(sharing, placement.gpu_uuid)
         or placement.shape != chosen.shape
     )
 
@@ -200,7 +200,7 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
             continue
         chosen = board.chosen(serving.key, uuid)
         assert chosen is not None
-        same = old.template_hash == serving.template_hash and old.sharing is sharing
+        same = old.template_hash == serving.template_hash and old.sharing is board.placed(sharing, uuid)
         asked = not (same and chosen.was is not None and chosen.was.shape == old.shape)
         if not asked and is_waited_for(board, serving.key):
             continue
@@ -213,7 +213,7 @@ def renew(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> R
             serving=serving.key,
             gpu_uuid=uuid,
             slot=old.slot,
-            sharing=sharing,
+            sharing=board.placed(sharing, uuid),
             shape=chosen.shape,
             template_hash=serving.template_hash,
             planned_at=board.facts.at,
@@ -241,7 +241,8 @@ def _against_renewal(
     gpu, chosen = board.facts.gpus[old.gpu_uuid], board.chosen(serving.key, old.gpu_uuid)
     assert chosen is not None
     candidate = Candidate(
-        board=board, serving=serving, sharing=sharing, gpu=gpu, chosen=chosen, demand=demand, planned=0, instead_of=old
-    )
+        board=board, serving=serving, sharing=board.placed(sharing, old.gpu_uuid), gpu=gpu, chosen=chosen,
+        demand=demand, planned=0, instead_of=old,
+    )  # fmt: skip
     found = [verdict for check in (held_by_others, memory, host_cpu) for verdict in check(candidate)]
     return found[0] if found else None

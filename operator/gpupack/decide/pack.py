@@ -39,9 +39,10 @@ OWN_LOOKED_AT, LOOKED_AT, CLOSED_LOOKED_AT = 2, 8, 2
 """So many GPUs of each sort are checked in full for one more replica, the emptiest first."""
 MANUAL_GOES_PAST = frozenset({Reason.LATENCY_SLO, Reason.BANDWIDTH_CEILING, Reason.MARGINAL_GAIN})
 WISHED = {
-    SharingWish.AUTO: (Sharing.MPS, Sharing.EXCLUSIVE),
+    SharingWish.AUTO: (Sharing.MPS, Sharing.EXCLUSIVE, Sharing.MIG),
     SharingWish.MPS: (Sharing.MPS,),
     SharingWish.EXCLUSIVE: (Sharing.EXCLUSIVE,),
+    SharingWish.MIG: (Sharing.MIG,),
 }
 ORDER = {reason: index for index, reason in enumerate(Reason)}
 
@@ -49,6 +50,12 @@ ORDER = {reason: index for index, reason in enumerate(Reason)}
 def sharing_of(serving: Serving, policy: Policy) -> Sharing | None:
     """How engines of this serving share a GPU: what it wishes, as far as the pool allows; None where these conflict."""
     return next((each for each in WISHED[serving.sharing] if each in policy.sharing), None)
+
+
+def sharing_there(serving: Serving, policy: Policy, kind: GpuKind) -> Sharing | None:
+    """The same on one kind of GPU: MIG on slices, and only there; MPS never inside a slice. None: not this kind."""
+    allowed = (each for each in WISHED[serving.sharing] if each in policy.sharing)
+    return next((each for each in allowed if (each is Sharing.MIG) == kind.is_slice), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +148,16 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
         other = namespace != key.namespace
         who = f"namespace {namespace}" if other else "a pod of another image or pod template"
         yield _held(uuid, 1.0, 0.0, Unit.NONE, f"{who}, which holds {'the claim of ' if other else ''}this GPU")
-    if candidate.sharing is Sharing.EXCLUSIVE:
+    for each in board.cut_with(uuid):
+        if board.is_used(each):
+            there = board.members(each)[0].serving
+            yield _held(uuid, 1.0, 0.0, Unit.NONE, f"{there}, which is on the same GPU {_how(board, each)}")
+    if candidate.sharing.is_alone:
         # Its own engine is in the way of another one only while one is wanted.
         others = [each for each in present if not met or each.serving != key]
         if others:
             yield _held(uuid, len(others), 0.0, Unit.REPLICAS, f"{others[0].serving}; {key} runs alone")
-    elif alone := [each for each in present if each.sharing is Sharing.EXCLUSIVE]:
+    elif alone := [each for each in present if each.sharing.is_alone]:
         yield _held(uuid, len(alone), 0.0, Unit.REPLICAS, f"{alone[0].serving}, which runs alone")
     withdrawn = board.withdrawn.get((key, uuid))
     if withdrawn is not None and withdrawn.until > board.facts.at:
@@ -159,6 +170,11 @@ def held_by_others(candidate: Candidate) -> Iterable[Verdict]:
         yield _held(
             uuid, unexplained, candidate.policy.unexplained_memory, Unit.BYTES, "memory that no pod of gpupack explains"
         )
+
+
+def _how(board: Board, uuid: str) -> str:
+    profile = board.kind(uuid).mig_profile
+    return f"on its slice {profile}" if profile else "as a whole"
 
 
 def unexplained_memory(board: Board, uuid: str) -> float | None:
@@ -466,7 +482,8 @@ def survey(board: Board, serving: Serving, sharing: Sharing, demand: Demand) -> 
             if chosen is None:
                 continue
             candidate = Candidate(
-                board=board, serving=serving, sharing=sharing, gpu=board.facts.gpus[uuid], chosen=chosen,
+                board=board, serving=serving, sharing=board.placed(sharing, uuid), gpu=board.facts.gpus[uuid],
+                chosen=chosen,
                 demand=demand, planned=planned,
             )  # fmt: skip
             found.append((uuid, objections(candidate)))
@@ -499,13 +516,14 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
     """The GPUs worth a full check: those in use and those not.
 
     In use: the emptiest of the serving's own; if it wants more, also the emptiest of those that are not closed to it,
-    and a few that are closed, for the reason. Of the others those that keep its promise first.
+    and a few that are closed, for the reason. Of the others those that keep its promise first, and of slices those of
+    the profile that makes the most of its bandwidth.
     """
     (used, not_shut), unused = _emptiest_first(board), board.unused
     most = board.facts.policy.max_gpus
     if most is not None and len(used) >= most:
         unused = ()
-    unused = tuple(sorted(unused, key=lambda uuid: _is_unreachable(board, serving, uuid)))
+    unused = tuple(sorted(unused, key=lambda uuid: _least_fit(board, serving, uuid)))
     mine = {placement.gpu_uuid for placement in board.of[serving.key]}
     own = list(islice((uuid for uuid in used if uuid in mine), OWN_LOOKED_AT))
     if not more:
@@ -541,7 +559,7 @@ class _Door:
             return True
         if state.tenants and state.tenants != {self._board.tenant(uuid, self._serving.key)}:
             return True
-        if state.used and (state.takes_one or self._sharing is Sharing.EXCLUSIVE):
+        if state.used and (state.takes_one or self._board.placed(self._sharing, uuid).is_alone):
             return True
         return state.saturated and not self._goes_past
 
@@ -565,7 +583,10 @@ def _state(board: Board, uuid: str) -> GpuState:
             saturation, ceiling = saturation_of(board, uuid)
             saturated = saturation.value >= ceiling
         found = board.states[uuid] = GpuState(
-            barred=not gpu.node_ready or bool(gpu.foreign) or uuid in board.faulty,
+            barred=not gpu.node_ready
+            or bool(gpu.foreign)
+            or uuid in board.faulty
+            or any(board.is_used(each) for each in board.cut_with(uuid)),
             used=board.is_used(uuid),
             takes_one=_is_not_exported(gpu.fb_used),
             saturated=saturated,
@@ -605,9 +626,14 @@ def _uuid(tried: Tried) -> str:
     return tried[0]
 
 
-def _is_unreachable(board: Board, serving: Serving, uuid: str) -> bool:
-    chosen = board.chosen(serving.key, uuid)
-    return chosen is not None and chosen.unreachable is not None
+def _least_fit(board: Board, serving: Serving, uuid: str) -> tuple[bool, float]:
+    """What comes last: a GPU on which the promise is out of reach, a slice that would do little for its bandwidth."""
+    chosen, kind = board.chosen(serving.key, uuid), board.kind(uuid)
+    if chosen is None or not kind.is_slice:
+        return chosen is not None and chosen.unreachable is not None, 0.0
+    alone = ((board.prospects.kin(serving.key, chosen.shape), 1),)
+    made = board.prospects.full(kind, alone).total_tokens_per_second / kind.dram_bytes_per_second
+    return chosen.unreachable is not None, -made
 
 
 def _load(board: Board, uuid: str) -> float:

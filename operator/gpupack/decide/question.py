@@ -55,7 +55,8 @@ def question_of(
         lengths=lengths,
         slo=serving.slo,
         batching=serving.batching,
-        sharing=sharing,
+        # A slice has room for one; where only slices are wanted, a whole GPU is asked about for one as well.
+        sharing=Sharing.EXCLUSIVE if gpu.is_slice or sharing is Sharing.MIG else sharing,
         max_model_len=serving.max_model_len,
         coefficients=coefficients,
         policy=policy,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from gpupack.decide.advise import Advice, advise
-from gpupack.decide.pack import itl_of, sharing_of
+from gpupack.decide.pack import itl_of, sharing_of, sharing_there
 from gpupack.decide.prospect import Kin, Prospects, belief_of, coefficients_of
 from gpupack.decide.question import memory_needed, question_of
 from gpupack.facts.gpu import GpuKind
@@ -43,7 +43,7 @@ def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> t
             continue
         declared = digest_of(serving, sharing)
         for name, kind in sorted(kinds.items()):
-            if not kind.computes_in(serving.dtype):
+            if not kind.computes_in(serving.dtype) or sharing_there(serving, facts.policy, kind) is None:
                 continue
             old, overhead = known.get((key, name)), prospects.overheads.get((key, name))
             digest = f"{declared}+{overhead}" if overhead else declared

@@ -221,8 +221,7 @@ def _has_room(board: Board, placement: Placement, beside: Iterable[ReplicaSeen])
 
 
 def _may_share(placement: Placement, beside: Iterable[ReplicaSeen]) -> bool:
-    alone = placement.sharing is Sharing.EXCLUSIVE
-    return not any(alone or each.sharing is Sharing.EXCLUSIVE for each in beside)
+    return not any(placement.sharing.is_alone or each.sharing.is_alone for each in beside)
 
 
 def _claim_of(board: Board, placement: Placement) -> ClaimSeen | None:

@@ -12,7 +12,7 @@ from gpupack.decide.evidence import standing
 from gpupack.decide.experiment import TakenBack, begin
 from gpupack.decide.faults import refused
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, renew, to_give_up
-from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, survey
+from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, sharing_there, survey
 from gpupack.decide.recording import Decision, stopped
 from gpupack.decide.undone import ANOTHER_SHAPE
 from gpupack.facts.interpretation import Facts
@@ -51,6 +51,9 @@ def take_turn(
     if kinds and not any(kind.computes_in(serving.dtype) for kind in kinds):
         message = explain.dtype_not_supported(serving.dtype.value, (kind.name for kind in kinds))
         return Decision(reason=Step.DTYPE_NOT_SUPPORTED, subject=str(key), message=message)
+    if kinds and all(sharing_there(serving, facts.policy, kind) is None for kind in kinds):
+        message = explain.no_such_gpu(serving.sharing.value, (kind.name for kind in kinds))
+        return Decision(reason=Step.SHARING_NOT_ALLOWED, subject=str(key), message=message)
     lesson = refused(board, key, serving.template_hash)
     for each in given_up:
         if each.placement.serving == key and lesson is None:
@@ -177,7 +180,7 @@ def _one_more(board: Board, serving: Serving, sharing: Sharing, uuid: str) -> Pl
         serving=serving.key,
         gpu_uuid=uuid,
         slot=board.free_slot(serving.key, uuid),
-        sharing=sharing,
+        sharing=board.placed(sharing, uuid),
         shape=chosen.shape,
         template_hash=serving.template_hash,
         planned_at=board.facts.at,

@@ -54,7 +54,9 @@ class MigProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One device. `device_name` is its name in the DRA pool of its driver (`gpu-0`).
+    """One device, or one MIG slice of it. `device_name` is its name in the DRA pool of its driver (`gpu-0`).
+
+    `parent_uuid`: of the GPU that a slice is cut from; empty for a whole GPU.
 
     `one_household`: its engines live together, so they are of one namespace, image and pod template. Where nobody
     publishes devices, `uuid` names a place on the node instead; which device has it shows when something runs there.
@@ -65,3 +67,8 @@ class Gpu:
     device_name: str
     kind: GpuKind
     one_household: bool = False
+    parent_uuid: str = ""
+
+    def overlaps(self, other: Gpu) -> bool:
+        """Whether one is cut from the other, so that only one of them can be in use."""
+        return self.parent_uuid == other.uuid or other.parent_uuid == self.uuid

@@ -18,7 +18,7 @@ class Policy:
     `learning_interval`: so much load is seen before what it taught is written, and at most so often.
     """
 
-    sharing: frozenset[Sharing] = frozenset({Sharing.MPS, Sharing.EXCLUSIVE})
+    sharing: frozenset[Sharing] = frozenset({Sharing.MPS, Sharing.EXCLUSIVE, Sharing.MIG})
     max_gpus: int | None = None
     gpu_reserve: Bytes = Bytes(GIB)
     saturation_ceiling: Ratio = Ratio(0.90)

@@ -35,11 +35,17 @@ class Sharing(StrEnum):
     MIG = "MIG"
     TIME_SLICING = "TimeSlicing"
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether an engine meets no other one on its GPU or slice."""
+        return self in (Sharing.EXCLUSIVE, Sharing.MIG)
+
 
 class SharingWish(StrEnum):
     AUTO = "Auto"
     MPS = "MPS"
     EXCLUSIVE = "Exclusive"
+    MIG = "MIG"
 
 
 class Mode(StrEnum):

@@ -51,12 +51,17 @@ WAKE_SECONDS = f"{GROUP}/wake-seconds"
 """On such a slice: how long the last wake took, for those who are sent away."""
 
 DRIVER = "gpu.nvidia.com"
-DEVICE_CLASS = "gpu.nvidia.com"
+DEVICE_CLASS, MIG_DEVICE_CLASS = "gpu.nvidia.com", "mig.nvidia.com"
+MIG_UUID = "MIG-"
+"""How the uuid of a MIG slice begins, where that of a GPU begins with `GPU-`."""
 EXTENDED_RESOURCES = "nvidia.com/"
 PLUGIN_GPU = "nvidia.com/gpu"
 """A whole GPU, as NVIDIA's device plugin offers it."""
 PRODUCT, PRODUCT_MEMORY_MIB = "nvidia.com/gpu.product", "nvidia.com/gpu.memory"
 PLUGIN_SHARING = "nvidia.com/gpu.sharing-strategy"
 """What GPU feature discovery writes on nodes."""
+
+SLICE_OF = "-MIG-"
+"""Between a product and the profile of its slices, as GPU feature discovery writes it."""
 
 TRUE, FALSE = "true", "false"

@@ -162,13 +162,14 @@ def claim(apply: ApplyClaim, pool: str, uids: Mapping[ServingKey, str]) -> dict[
 
 
 def gpu_request(uuids: Sequence[str]) -> dict[str, Any]:
-    """The request of a claim for one of these GPUs, whichever the scheduler finds free."""
+    """The request of a claim for one of these GPUs, or of these MIG slices, whichever the scheduler finds free."""
     # A device without the attribute must be no match: reading it plainly is an error that blocks the pod on all nodes.
     uuid = f"device.attributes['{labels.DRIVER}'].?uuid.orValue('')"
     wanted = f"{uuid} == '{uuids[0]}'" if len(uuids) == 1 else f"{uuid} in {list(uuids)}"
+    device_class = labels.MIG_DEVICE_CLASS if uuids[0].startswith(labels.MIG_UUID) else labels.DEVICE_CLASS
     return {
         "name": CLAIM,
-        "exactly": {"deviceClassName": labels.DEVICE_CLASS, "selectors": [{"cel": {"expression": wanted}}]},
+        "exactly": {"deviceClassName": device_class, "selectors": [{"cel": {"expression": wanted}}]},
     }
 
 

@@ -27,13 +27,18 @@ BLOCKING_TAINTS = ("NoSchedule", "NoExecute")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One whole GPU as its driver publishes it. `taint` is the first one that keeps new pods away, or None."""
+    """One GPU, or one MIG slice of the GPU `parent`, as its driver publishes it.
+
+    `product` of a slice has its profile, as in `NVIDIA H200-MIG-1g.18gb`. `taint` is the first one that keeps new pods
+    away, or None.
+    """
 
     name: str
     uuid: str
     product: str
     memory: Bytes | None
     taint: str | None
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +111,10 @@ class ForeignClaim:
 
 
 def slice_of(resource_slice: Mapping[str, Any]) -> SliceSeen | None:
-    """A slice of the NVIDIA driver that belongs to one node; None for any other. MIG devices are left out."""
+    """A slice of the NVIDIA driver that belongs to one node; None for any other.
+
+    MIG slices that only could be cut have no uuid yet and are left out.
+    """
     spec = resource_slice["spec"]
     if spec["driver"] != labels.DRIVER or "nodeName" not in spec:
         return None
@@ -179,7 +187,9 @@ def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tup
     for each in _newest(slices):
         for device in each.devices:
             if (kind := gpu_by_product(device.product, device.memory)) is not None:
-                gpu = Gpu(uuid=device.uuid, node=each.node, device_name=device.name, kind=kind)
+                gpu = Gpu(
+                    uuid=device.uuid, node=each.node, device_name=device.name, kind=kind, parent_uuid=device.parent
+                )
                 placed.append(PlacedDevice(gpu=gpu, pool=each.pool, taint=device.taint))
     return tuple(sorted(placed, key=lambda device: (device.gpu.node, device.gpu.device_name)))
 
@@ -241,7 +251,7 @@ def holders_of(
     pods: Iterable[ForeignPod],
     taken: Collection[str] = (),
 ) -> tuple[Holder, ...]:
-    """Who else is on which GPU, by GPU and name.
+    """Who else is on which GPU, by GPU and name. Who has a GPU has its MIG slices, who has a slice has its GPU.
 
     A device plugin's pod does not say which GPU it has, so it holds every GPU of its node; but of places, which stand
     for any GPU of the node, as many as it asks for: the last ones that are not `taken` by pods of ours. A tainted
@@ -249,11 +259,17 @@ def holders_of(
     """
     devices = tuple(devices)
     by_name = {(device.pool, device.gpu.device_name): device.gpu.uuid for device in devices}
+    by_parent: dict[str, list[str]] = {}
+    for device in devices:
+        by_parent.setdefault(device.gpu.parent_uuid or device.gpu.uuid, []).append(device.gpu.uuid)
+    parents = {device.gpu.uuid: device.gpu.parent_uuid for device in devices}
     held = {
-        Holder(gpu_uuid=by_name[device], kind="ResourceClaim", name=f"{claim.namespace}/{claim.name}")
+        Holder(gpu_uuid=uuid, kind="ResourceClaim", name=f"{claim.namespace}/{claim.name}")
         for claim in claims
-        for device in claim.devices
-        if device in by_name
+        for name in claim.devices
+        if (found := by_name.get(name)) is not None
+        for uuid in (found, *((parents[found],) if parents[found] else by_parent[found]))
+        if uuid in parents
     }
     on_node: dict[str, list[str]] = {}
     free: dict[str, list[str]] = {}
@@ -299,16 +315,21 @@ def _newest(slices: Iterable[SliceSeen]) -> list[SliceSeen]:
 
 def _device(device: Mapping[str, Any]) -> Device | None:
     attributes = {name.removeprefix(f"{labels.DRIVER}/"): value for name, value in device.get("attributes", {}).items()}
-    if attributes.get("type", {}).get("string", "gpu") != "gpu" or "uuid" not in attributes:
+    sort = attributes.get("type", {}).get("string", "gpu")
+    if sort not in ("gpu", "mig") or "uuid" not in attributes:
         return None
+    product = attributes.get("productName", {}).get("string", "")
+    if sort == "mig":
+        product = f"{product}{labels.SLICE_OF}{attributes.get('profile', {}).get('string', '')}"
     capacity = {name.removeprefix(f"{labels.DRIVER}/"): value for name, value in device.get("capacity", {}).items()}
     memory = capacity.get("memory", {}).get("value")
     return Device(
         name=device["name"],
         uuid=attributes["uuid"]["string"],
-        product=attributes.get("productName", {}).get("string", ""),
+        product=product,
         memory=None if memory is None else parse_bytes(memory),
         taint=_taint(device.get("taints", ())),
+        parent=attributes.get("parentUUID", {}).get("string", ""),
     )
 
 

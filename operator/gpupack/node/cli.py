@@ -50,6 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--plugin-nodes", type=int, default=0,
         help="so many more, NAME-plugin-1 and on, whose GPUs a device plugin offers instead of DRA",
     )  # fmt: skip
+    nodes.add_argument(
+        "--mig-nodes", type=int, default=0, help="so many more, NAME-mig-1 and on, whose GPUs are cut by --mig-profiles"
+    )
+    nodes.add_argument(
+        "--mig-profiles", default="", metavar="P,P", help="the slices of each GPU there, for instance 3g.40gb,2g.20gb"
+    )
     nodes.add_argument("--gpus", type=int, default=2, help="GPUs of each node")
     nodes.add_argument("--gpu-kind", default="H100-80GB", help="a GPU of `gpupack catalog`")
     nodes.add_argument("--cpus", type=int, default=96, help="allocatable cores of each node")
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
-    for flag, least in (("nodes", 1), ("plugin_nodes", 0), ("gpus", 0), ("cpus", 1)):
+    for flag, least in (("nodes", 1), ("plugin_nodes", 0), ("mig_nodes", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(args, flag) < least:
             raise Invalid(f"--{flag}", f"{getattr(args, flag)} is too few", f"give at least {least}")
     try:
@@ -99,11 +105,15 @@ def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
     except ValueError as problem:
         raise Invalid("--memory", f"{args.memory!r} is not a size", "write for instance 256Gi") from problem
     several = args.nodes > 1
+    gpu = catalog.gpu(args.gpu_kind, "--gpu-kind")
+    profiles = tuple(catalog.mig_profile(gpu, name, "--mig-profiles") for name in args.mig_profiles.split(",") if name)
     return Options(
         kubeconfig=kubeconfig,
-        gpu=catalog.gpu(args.gpu_kind, "--gpu-kind"),
+        gpu=gpu,
         node_names=tuple(f"{args.node_name}-{n + 1}" if several else args.node_name for n in range(args.nodes)),
         plugin_nodes=tuple(f"{args.node_name}-plugin-{n + 1}" for n in range(args.plugin_nodes)),
+        mig_nodes=tuple(f"{args.node_name}-mig-{n + 1}" for n in range(args.mig_nodes)),
+        mig_profiles=profiles,
         gpus_a_node=args.gpus,
         machine=Machine(cpu_cores=args.cpus, memory=memory),
         start_seconds=args.start_seconds,

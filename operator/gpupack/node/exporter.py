@@ -113,6 +113,8 @@ _NEW = {
     Field.POWER: _Metric("DCGM_FI_DEV_BOARD_POWER_WATTS", 1.0, "Power draw in watts."),
     Field.XID: _XID,
 }
+_PROFILING = frozenset({Field.DRAM_ACTIVE, Field.SM_ACTIVE})
+"""What is told of a MIG slice: shares of the slice's own. The rest is of whole GPUs."""
 _BLANKS = {Field.DRAM_ACTIVE: BLANK_RATIO, Field.SM_ACTIVE: BLANK_RATIO, Field.POWER: BLANK_RATIO}
 
 
@@ -126,12 +128,14 @@ def page(
             continue
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} gauge"]
         for each in now:
+            if each.card.parent and field not in _PROFILING:
+                continue
             value = _shown(each.value(field) * metric.scale, field)
             if fault is ExporterFault.BLANK:
                 value = f"{_BLANKS[field]:f}" if field in _BLANKS else str(BLANK_INTEGER)
             elif fault is ExporterFault.NAN:
                 value = "NaN"
-            lines.append(f"{metric.name}{{{_labels(each.card, node, generation)}}} {value}")
+            lines.append(f"{metric.name}{{{_labels(each, node, generation)}}} {value}")
     return "\n".join((*lines, ""))
 
 
@@ -196,14 +200,17 @@ class Exporter:
         return web.Response(status=404, text="404 page not found\n")
 
 
-def _labels(card: Card, node: str, generation: Generation) -> str:
-    new = generation is Generation.NEW
+def _labels(now: CardNow, node: str, generation: Generation) -> str:
+    """A slice is told apart by profile and number; that of the claim of a pod that uses it also by its own uuid."""
+    new, card = generation is Generation.NEW, now.card
     pairs = {
         "gpu": str(card.index),
-        "UUID": card.uuid,
+        "UUID": card.parent or card.uuid,
         "pci_bus_id": f"0000{card.bus_id.upper()}",
         "device": f"nvidia{card.index}",
         "modelName": card.kind.product_names[0],
+        **({"GPU_I_PROFILE": card.kind.mig_profile, "GPU_I_ID": str(card.instance)} if card.parent else {}),
+        **({"dra_mig_device_uuid": card.uuid} if card.parent and now.fb_used else {}),
         "hostname" if new else "Hostname": node,
         "DCGM_FI_SYSTEM_DRIVER_VERSION" if new else "DCGM_FI_DRIVER_VERSION": DRIVER,
     }

@@ -7,7 +7,7 @@ else the engines take turns. Knows no pod's meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpupack.kube.labels import DRIVER
 from gpupack.node.device_memory import DeviceMemory
@@ -73,8 +73,9 @@ class CardReader:
         self._before: dict[str, Reading] = {slot.card.uuid: slot.gpu.reading() for slot in self._slots}
 
     def read(self) -> list[CardNow]:
-        """Ratios of a period that was empty are those of an idle GPU."""
-        return [self._read(slot) for slot in self._slots]
+        """Ratios of a period that was empty are those of an idle GPU. Those of a GPU that is cut are its slices'."""
+        now = [self._read(slot) for slot in self._slots]
+        return [_with_slices(each, [slice for slice in now if slice.card.parent == each.card.uuid]) for each in now]
 
     def _read(self, slot: Slot) -> CardNow:
         before, after = self._before[slot.card.uuid], slot.gpu.reading()
@@ -93,6 +94,22 @@ class CardReader:
 
 def _last(xids: Sequence[int]) -> int:
     return xids[-1] if xids else 0
+
+
+def _with_slices(whole: CardNow, slices: Sequence[CardNow]) -> CardNow:
+    if not slices:
+        return whole
+    bandwidth = float(whole.card.kind.dram_bytes_per_second)
+    moved = sum(each.dram_active * each.card.kind.dram_bytes_per_second for each in slices)
+    busy = sum(each.sm_active * each.card.kind.sm_count for each in slices)
+    return replace(
+        whole,
+        dram_active=min(1.0, whole.dram_active + moved / bandwidth),
+        sm_active=min(1.0, whole.sm_active + busy / whole.card.kind.sm_count),
+        gpu_held=max(whole.gpu_held, *(each.gpu_held for each in slices)),
+        fb_used=whole.fb_used + sum(each.fb_used for each in slices),
+        power=max(whole.power, sum(each.power for each in slices)),
+    )
 
 
 def _slot(world: World, card: Card) -> Slot:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from gpupack import catalog
 from gpupack.errors import Unavailable
-from gpupack.facts.gpu import GpuKind
+from gpupack.facts.gpu import GpuKind, MigProfile
 from gpupack.facts.llm import Llm
 from gpupack.kube.api import Api, configuration_of
 from gpupack.node.addresses import DEFAULT_RANGE, Addresses
@@ -41,7 +41,7 @@ from gpupack.node.podproxy import PodProxy
 from gpupack.node.process_program import ProcessProgram
 from gpupack.node.program import Launch, Program, Sandbox, Sleeper
 from gpupack.node.steering import Steering, engines_of
-from gpupack.node.virtual_node import Machine, VirtualNode, cards
+from gpupack.node.virtual_node import Machine, VirtualNode, cut
 from gpupack.twin.world import World
 from gpupack.units import GIB, Bytes
 
@@ -66,6 +66,8 @@ class Options:
     start_seconds: float = 30.0
     backoff_seconds: float = FIRST_BACKOFF_SECONDS
     plugin_nodes: tuple[str, ...] = ()
+    mig_nodes: tuple[str, ...] = ()
+    mig_profiles: tuple[MigProfile, ...] = ()
     exporter: bool = True
     exporter_period_seconds: float = 30.0
     generation: Generation = Generation.OLD
@@ -119,8 +121,9 @@ class TwinNodes:
         endpoints = Endpoints(api)
         chance = Random(options.seed)
         world = World()
-        names = (*options.node_names, *options.plugin_nodes)
-        gpus = {name: cards(name, options.gpu, options.gpus_a_node) for name in names}
+        names = (*options.node_names, *options.plugin_nodes, *options.mig_nodes)
+        layouts = dict.fromkeys(options.mig_nodes, options.mig_profiles)
+        gpus = {name: cut(name, options.gpu, options.gpus_a_node, layouts.get(name, ())) for name in names}
         hardware = Hardware(world, [card for of_node in gpus.values() for card in of_node])
         dealer = Dealer(lambda target: reach(target), chance)
         site = Site(

@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpupack.errors import Unavailable
-from gpupack.facts.gpu import GpuKind
+from gpupack.errors import Invalid, Unavailable
+from gpupack.facts.gpu import GpuKind, MigProfile
 from gpupack.kube.api import Api, NotFound
-from gpupack.kube.labels import DEVICE_CLASS, DRIVER, PLUGIN_GPU, PRODUCT, PRODUCT_MEMORY_MIB
+from gpupack.kube.labels import DEVICE_CLASS, DRIVER, MIG_DEVICE_CLASS, PLUGIN_GPU, PRODUCT, PRODUCT_MEMORY_MIB
 from gpupack.kube.times import rfc3339, rfc3339_micro
 from gpupack.units import MIB, Bytes, Seconds, gibibytes
 
 LEASE_SECONDS = 10.0
 LEASE_DURATION_SECONDS = 40
-DEVICES_A_SLICE = 128
+DEVICES_A_SLICE = 64
+"""The API's limit where devices consume counters; others may be 128."""
+COUNTER_SETS_A_SLICE = 8
 MAX_PODS = 110
 EXPORTER_NAMESPACE = "gpu-operator"
 EXPORTER_PORT = 9400
@@ -38,6 +40,9 @@ _ARCHITECTURES = {
 }  # fmt: skip
 
 
+MEMORY_SLICES = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """What the node offers besides GPUs."""
@@ -48,13 +53,20 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One GPU of a node. `device` is its name in the node's DRA pool, which has the node's name."""
+    """One GPU of a node, or one MIG slice of it. `device` is its name in the node's DRA pool, called as the node is.
+
+    `memory_slices` are those of the GPU's eight that it has: first, and after the last. `parent` is the uuid of the GPU
+    that a slice is cut from, `instance` NVML's number of it there.
+    """
 
     node: str
     index: int
     uuid: str
     device: str
     kind: GpuKind
+    parent: str = ""
+    instance: int = 0
+    memory_slices: tuple[int, int] = (0, MEMORY_SLICES)
 
     @property
     def bus_id(self) -> str:
@@ -67,6 +79,33 @@ def cards(node: str, kind: GpuKind, count: int) -> tuple[Card, ...]:
         Card(node=node, index=index, uuid=_uuid(f"{node}/{index}"), device=f"gpu-{index}", kind=kind)
         for index in range(count)
     )
+
+
+def cut(node: str, kind: GpuKind, count: int, profiles: Sequence[MigProfile]) -> tuple[Card, ...]:
+    """The same GPUs, each followed by the slices of these profiles that it is cut into.
+
+    Raises Invalid where one GPU has no room for them.
+    """
+    found: list[Card] = []
+    for whole in cards(node, kind, count):
+        found.append(whole)
+        first = 0
+        for number, profile in enumerate(profiles):
+            size = round(MEMORY_SLICES * profile.kind.dram_bytes_per_second / kind.dram_bytes_per_second)
+            found.append(
+                Card(
+                    node=node, index=whole.index, uuid=f"MIG-{_uuid(f'{whole.uuid}/{number}')[4:]}",
+                    device=f"{whole.device}-mig-{number}-{first}-{size}", kind=profile.kind, parent=whole.uuid,
+                    instance=number + 1, memory_slices=(first, first + size),
+                )
+            )  # fmt: skip
+            first += size
+    if sum(each.kind.sm_count for each in profiles) > kind.sm_count or any(
+        each.memory_slices[1] > MEMORY_SLICES for each in found
+    ):
+        said = ", ".join(each.name for each in profiles)
+        raise Invalid("--mig-profiles", f"one {kind.name} has no room for {said}", "give fewer or smaller slices")
+    return tuple(found)
 
 
 class VirtualNode:
@@ -91,11 +130,12 @@ class VirtualNode:
         if self._plugin:
             return
         classes = "/apis/resource.k8s.io/v1/deviceclasses"
-        try:
-            await self._api.get(f"{classes}/{DEVICE_CLASS}")
-        except NotFound:
-            await self._api.apply(f"{classes}/{DEVICE_CLASS}", _device_class())
-        for piece in self._slices():
+        for name, sort in ((DEVICE_CLASS, "gpu"), (MIG_DEVICE_CLASS, "mig")):
+            try:
+                await self._api.get(f"{classes}/{name}")
+            except NotFound:
+                await self._api.apply(f"{classes}/{name}", _device_class(name, sort))
+        for piece in resource_slices(self.name, self.gpus):
             await self._api.apply(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}", piece)
 
     async def start_exporter(self, image: str) -> None:
@@ -123,7 +163,7 @@ class VirtualNode:
     async def leave(self) -> None:
         """Deletes exporter, slices and node. What is gone already is success; raises Unavailable otherwise."""
         await self._delete(self._exporter_path, grace_seconds=0)
-        for piece in () if self._plugin else self._slices():
+        for piece in () if self._plugin else resource_slices(self.name, self.gpus):
             await self._delete(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}")
         await self._delete(f"/api/v1/nodes/{self.name}")
 
@@ -193,23 +233,6 @@ class VirtualNode:
             },
         }  # fmt: skip
 
-    def _slices(self) -> list[dict[str, Any]]:
-        groups = [self.gpus[at : at + DEVICES_A_SLICE] for at in range(0, len(self.gpus), DEVICES_A_SLICE)]
-        return [
-            {
-                "apiVersion": "resource.k8s.io/v1",
-                "kind": "ResourceSlice",
-                "metadata": {"name": f"{self.name}-{DRIVER}-{number}"},
-                "spec": {
-                    "driver": DRIVER,
-                    "nodeName": self.name,
-                    "pool": {"name": self.name, "generation": 1, "resourceSliceCount": len(groups)},
-                    "devices": [_device(card) for card in group],
-                },
-            }
-            for number, group in enumerate(groups)
-        ]
-
     def _exporter(self, image: str) -> dict[str, Any]:
         name = f"nvidia-dcgm-exporter-{self.name}"
         labels = {"app": "nvidia-dcgm-exporter", "app.kubernetes.io/name": "dcgm-exporter"}
@@ -242,14 +265,63 @@ def _condition(kind: str, truth: str, reason: str, now: str) -> dict[str, Any]:
     return {"type": kind, "status": truth, "reason": reason, "lastHeartbeatTime": now, "lastTransitionTime": now}
 
 
-def _device_class() -> dict[str, Any]:
-    chosen = f"device.driver == '{DRIVER}' && device.attributes['{DRIVER}'].type == 'gpu'"
+def _device_class(name: str, sort: str) -> dict[str, Any]:
+    chosen = f"device.driver == '{DRIVER}' && device.attributes['{DRIVER}'].type == '{sort}'"
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "DeviceClass",
-        "metadata": {"name": DEVICE_CLASS},
+        "metadata": {"name": name},
         "spec": {"selectors": [{"cel": {"expression": chosen}}]},
     }
+
+
+def resource_slices(node: str, gpus: Sequence[Card]) -> list[dict[str, Any]]:
+    """GPUs that are cut are partitionable devices: what they and their slices share is counted in a slice apart."""
+    parents = {card.parent for card in gpus if card.parent}
+    counted = {card.uuid for card in gpus if card.uuid in parents or card.parent}
+    pieces: list[dict[str, Any]] = [
+        {
+            "devices": [
+                {**_device(card), **({"consumesCounters": [_counters(card)]} if card.uuid in counted else {})}
+                for card in gpus[at : at + DEVICES_A_SLICE]
+            ]
+        }
+        for at in range(0, len(gpus), DEVICES_A_SLICE)
+    ]
+    whole = [card for card in gpus if card.uuid in parents]
+    pieces += [
+        {"sharedCounters": [_counter_set(card) for card in whole[at : at + COUNTER_SETS_A_SLICE]]}
+        for at in range(0, len(whole), COUNTER_SETS_A_SLICE)
+    ]
+    return [
+        {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceSlice",
+            "metadata": {"name": f"{node}-{DRIVER}-{number}"},
+            "spec": {
+                "driver": DRIVER,
+                "nodeName": node,
+                "pool": {"name": node, "generation": 1, "resourceSliceCount": len(pieces)},
+                **piece,
+            },
+        }
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def _counter_set(card: Card) -> dict[str, Any]:
+    return {"name": f"{card.device}-counters", "counters": _amounts(card)}
+
+
+def _counters(card: Card) -> dict[str, Any]:
+    """What a GPU or a slice takes of the memory slices and SMs of its GPU."""
+    return {"counterSet": f"gpu-{card.index}-counters", "counters": _amounts(card)}
+
+
+def _amounts(card: Card) -> dict[str, Any]:
+    first, after = card.memory_slices
+    memory = {f"memory-slice-{number}": {"value": "1"} for number in range(first, after)}
+    return {"multiprocessors": {"value": str(card.kind.sm_count)}, **memory}
 
 
 def _device(card: Card) -> dict[str, Any]:
@@ -258,7 +330,12 @@ def _device(card: Card) -> dict[str, Any]:
     return {
         "name": card.device,
         "attributes": {
-            "type": {"string": "gpu"},
+            "type": {"string": "mig" if card.parent else "gpu"},
+            **(
+                {"parentUUID": {"string": card.parent}, "profile": {"string": card.kind.mig_profile}}
+                if card.parent
+                else {}
+            ),
             "uuid": {"string": card.uuid},
             "productName": {"string": card.kind.product_names[0]},
             "brand": {"string": "Nvidia"},
@@ -268,5 +345,8 @@ def _device(card: Card) -> dict[str, Any]:
             "cudaDriverVersion": {"version": CUDA_VERSION},
             "resource.kubernetes.io/pciBusID": {"string": card.bus_id},
         },
-        "capacity": {"memory": {"value": f"{card.kind.memory_bytes // MIB}Mi"}},
+        "capacity": {
+            "memory": {"value": f"{card.kind.memory_bytes // MIB}Mi"},
+            **({"multiprocessors": {"value": str(card.kind.sm_count)}} if card.parent else {}),
+        },
     }

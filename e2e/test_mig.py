@@ -1,0 +1,73 @@
+"""On GPUs that are cut, MIG slices are places like GPUs: one engine each, whatever whole GPUs are used for.
+
+The slices are partitionable devices: what a GPU and its slices share is counted by the real scheduler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .journey import CLAIMS, PODS, Journey, manual
+
+MIG_NODE = "virtual-mig-1"
+FIXED = {"mode": "Fixed", "maxNumSeqs": 8}
+
+
+def cards(journey: Journey, node: str = MIG_NODE) -> list[dict[str, Any]]:
+    return [each for each in journey.stage.state()["gpus"] if each["node"] == node]
+
+
+def slices(journey: Journey) -> list[dict[str, Any]]:
+    return [each for each in cards(journey) if each["uuid"].startswith("MIG-")]
+
+
+def somebody(uuid: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A claim for a whole GPU, and a pod that uses it."""
+    chosen = f"device.attributes['gpu.nvidia.com'].?uuid.orValue('') == '{uuid}'"
+    exactly = {"deviceClassName": "gpu.nvidia.com", "selectors": [{"cel": {"expression": chosen}}]}
+    claim = {
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+        "metadata": {"name": "somebody", "namespace": "default"},
+        "spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}},
+    }  # fmt: skip
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "somebody", "namespace": "default"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "somebody"}],
+            "containers": [{"name": "sleep", "image": "busybox", "resources": {"claims": [{"name": "gpu"}]}}],
+        },
+    }  # fmt: skip
+    return claim, pod
+
+
+def test_engines_take_slices_and_the_scheduler_keeps_the_whole_gpu_from_others(journey: Journey) -> None:
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": MIG_NODE})
+    journey.apply(manual("chat", 3, sharing="MIG", batching=FIXED))
+    journey.until_ready("chat", 3)
+    assert set(journey.gpus_of("chat")) <= {each["uuid"] for each in slices(journey)}
+    assert len(set(journey.gpus_of("chat"))) == 3
+    claims = journey.stage.get(CLAIMS)["items"]
+    requests = [each["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] for each in claims]
+    assert requests == ["mig.nvidia.com"] * 3
+    assert not any("config" in each["spec"]["devices"] for each in claims)
+
+    whole = cards(journey)[0]
+    assert whole["device"] == "gpu-0"
+    journey.apply(*somebody(whole["uuid"]))
+    journey.until("the scheduler keeps somebody waiting", lambda: _waits(journey))
+    assert journey.restarts() == 0
+
+    journey.apply(manual("notes", 1, sharing="MPS", batching=FIXED))
+    message = journey.until_said("notes", "HeldByOthers")
+    assert "default/chat" in message
+    assert "on its slice" in message
+    journey.stage.delete(PODS, fieldSelector="metadata.name=somebody", gracePeriodSeconds="0")
+    journey.stage.delete(CLAIMS, fieldSelector="metadata.name=somebody")
+
+
+def _waits(journey: Journey) -> bool:
+    pod = journey.stage.get(f"{PODS}/somebody")
+    return any(
+        each["type"] == "PodScheduled" and each["status"] == "False" for each in pod["status"].get("conditions", ())
+    )
