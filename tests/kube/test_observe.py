@@ -330,6 +330,8 @@ async def test_exporters_are_found_by_the_labels_of_either_generation(server: Ti
 async def test_only_pods_that_concern_gpus_stir(server: TinyApi) -> None:
     stirred = []
     async with looking(server, lambda: stirred.append(1)) as mirrors:
+        for told in (mirrors.device_classes, mirrors.runtime_classes):
+            await told.synced.wait()  # which nothing else waits for
         before = len(stirred)
         server.put(PODS, pod("busy"))
         await until(lambda: len(mirrors.pods.all()) == 1)
