@@ -29,7 +29,7 @@ ANSWER_SECONDS = 5.0
 AGAIN_SECONDS = 0.5
 FIRST_SECONDS = 5.0
 """How long a process that begins waits for supervisors before it believes that they cannot be heard."""
-UNAUTHORIZED, CONFLICT = 401, 409
+UNAUTHORIZED = 401
 
 
 class Pods(Protocol):

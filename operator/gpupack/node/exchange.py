@@ -16,8 +16,6 @@ from gpupack.node.podproxy import Address
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-MAX_BODY_BYTES = 16 * 2**20
-
 
 class Exchange:
     """Used with `async with`; afterwards nothing listens any more."""

@@ -83,7 +83,6 @@ class EngineSample:
     generation_tokens: int
     succeeded: int
     aborted: int
-    steps: int
     preemptions: int
     itl: Observed
     ttft: Observed
@@ -104,7 +103,6 @@ class EngineWindow:
     output_tokens_per_second: float
     total_tokens_per_second: float
     finished_per_second: float
-    steps_per_second: float
     preemptions: int
     aborted: int
     itl: Observed
@@ -180,7 +178,6 @@ def _engine_sample(program: EngineProgram) -> EngineSample | None:
         generation_tokens=counters.generation_tokens,
         succeeded=counters.succeeded,
         aborted=counters.aborted,
-        steps=counters.step_tokens.count,
         preemptions=counters.preemptions,
         itl=Observed.of(counters.token_gap),
         ttft=Observed.of(counters.first_token),
@@ -191,7 +188,7 @@ def _engine_window(before: EngineSample | None, after: EngineSample, passed: flo
     seconds = max(passed, 1e-9)
     known = before is not None and before.born == after.born
     zero = before if known and before else EngineSample(
-        born=after.born, prompt_tokens=0, generation_tokens=0, succeeded=0, aborted=0, steps=0, preemptions=0,
+        born=after.born, prompt_tokens=0, generation_tokens=0, succeeded=0, aborted=0, preemptions=0,
         itl=_empty(after.itl), ttft=_empty(after.ttft),
     )  # fmt: skip
     generated = after.generation_tokens - zero.generation_tokens
@@ -200,7 +197,6 @@ def _engine_window(before: EngineSample | None, after: EngineSample, passed: flo
         output_tokens_per_second=generated / seconds,
         total_tokens_per_second=(generated + after.prompt_tokens - zero.prompt_tokens) / seconds,
         finished_per_second=(after.succeeded - zero.succeeded) / seconds,
-        steps_per_second=(after.steps - zero.steps) / seconds,
         preemptions=after.preemptions - zero.preemptions,
         aborted=after.aborted - zero.aborted,
         itl=after.itl.since(zero.itl),

@@ -72,7 +72,6 @@ class Pod:
     created_at: float
     node: str = ""
     gpu: str = ""
-    bound_at: float = 0.0
     starts_at: float | None = None
     loaded_at: float | None = None
     ready: bool = False
@@ -383,7 +382,7 @@ class Cluster:
         result = {"driver": DRIVER, "pool": gpu.node, "device": gpu.device, "request": "gpu"}
         status = {"allocation": {"devices": {"results": [result]}}, "reservedFor": reserved}
         self.server.edit(key, lambda item: {**item, "status": status})
-        pod.node, pod.gpu, pod.bound_at = gpu.node, uuid, now
+        pod.node, pod.gpu = gpu.node, uuid
         pod.starts_at = now + 1.0
         self.server.edit(pod.key, lambda item: {**item, "spec": {**item["spec"], "nodeName": gpu.node}})
         self._say(pod)
