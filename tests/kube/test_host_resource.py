@@ -106,7 +106,11 @@ def test_a_node_with_a_device_plugin_and_no_driver_offers_a_place_for_each_gpu()
 
 
 @pytest.mark.parametrize(
-    "marks", [{labels.PLUGIN_SHARING: "time-slicing"}, {labels.PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}]
+    "marks",
+    [
+        {labels.PLUGIN_SHARING: "time-slicing"},
+        {labels.PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", labels.PRODUCT_MEMORY_MIB: "9984"},
+    ],
 )
 def test_shared_or_cut_gpus_are_no_whole_ones(marks: dict[str, str]) -> None:
     assert places_of([node_of(plugin_node(**marks))], [], gpu_by_product) == ()

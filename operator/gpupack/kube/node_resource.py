@@ -213,7 +213,7 @@ def places_of(
         )
         for node in sorted(nodes, key=lambda each: each.name)
         if node.name not in published and node.gpus and node.labels.get(labels.PLUGIN_SHARING, "none") == "none"
-        if (kind := kind_on(node, gpu_by_product)) is not None
+        if (kind := kind_on(node, gpu_by_product)) is not None and not kind.is_slice
         for number in range(node.gpus)
     )  # fmt: skip
 
