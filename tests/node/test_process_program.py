@@ -81,7 +81,7 @@ async def test_a_command_that_names_where_to_listen_keeps_its_ports_at_an_addres
     program = ProcessProgram(sandbox(*words), table, tmp_path)
     running = asyncio.create_task(program.run())
     log = tmp_path / "pod.log"
-    while not (log.exists() and "20001" in log.read_text()):
+    while not (table and log.exists() and "20001" in log.read_text()):
         assert not running.done(), running.result()
         await asyncio.sleep(0.01)
     assert log.read_text() == "--host=127.77.0.9 --port=8080 --doors=20000-20001\n"

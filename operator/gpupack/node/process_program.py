@@ -55,13 +55,22 @@ class ProcessProgram:
         environ = {**os.environ, **self._sandbox.environ, "PATH": f"{self._path}:{os.environ.get('PATH', '')}"}
         log = (self._folder / f"{self._sandbox.pod}.log").open("ab")
         with log:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
                     *self._found(), env=environ, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL, stdout=log,
                     stderr=log, start_new_session=True, preexec_fn=die_with_parent(signal.SIGTERM),
-                )  # fmt: skip
+                )
+            )  # fmt: skip
+            try:
+                self._process = await asyncio.shield(starting)
             except OSError as problem:
                 return Exit(code=127, message=f"{self._words[0]}: {problem.strerror}")
+            except asyncio.CancelledError:
+                # Killed as it starts: it may have children already, of which nobody else would know.
+                self._process = await starting
+                self._signal(signal.SIGKILL)
+                await self._process.wait()
+                raise
         for there, here in self._ports.items():
             self._table[self._sandbox.address, there] = (self._host, here)
         probing = asyncio.create_task(self._probe())
