@@ -31,6 +31,8 @@ from .journey import CHAT, LENGTHS, Journey
 
 CHART = Path(__file__).parents[1] / "charts" / "gpupack"
 MONITORS = ("ServiceMonitor", "PodMonitor")
+IN_PODS = "-engines-in-pods"
+"""The monitor of engines that share a pod, of which this stage has none."""
 RATE = 20.0
 """Requests a second, which one engine of CHAT carries easily."""
 WINDOW = "8s"
@@ -83,7 +85,7 @@ def found(program: str) -> str:
 
 
 def monitors() -> dict[str, dict[str, Any]]:
-    """The monitors that the chart installs where the Prometheus operator is, by kind."""
+    """What the chart installs where the Prometheus operator is, by kind; for engines, the monitor of own pods."""
     try:
         helm = binaries.obtain(binaries.helm())["helm"]
     except Unavailable as problem:
@@ -91,7 +93,8 @@ def monitors() -> dict[str, dict[str, Any]]:
     known = [f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in MONITORS]
     command = [str(helm), "template", "gpupack", str(CHART), "--namespace", "gpupack-system", *known]
     rendered = yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {each["kind"]: each["spec"] for each in rendered if each and each["kind"] in MONITORS}
+    found = [each for each in rendered if each and each["kind"] in MONITORS]
+    return {each["kind"]: each["spec"] for each in found if not each["metadata"]["name"].endswith(IN_PODS)}
 
 
 def discovered_label(key: str) -> str:
