@@ -197,13 +197,19 @@ class VirtualNode:
             "kubernetes.io/os": "linux",
             "kubernetes.io/arch": "amd64",
             "nvidia.com/gpu.present": "true",
-            "gpupack.dev/virtual-node": "device-plugin" if self._plugin else "dra",
+            "gpupack.dev/virtual-node": self._sort(),
         }
         if self._plugin and self.gpus:
             kind = self.gpus[0].kind
             labels[PRODUCT] = kind.product_names[0].replace(" ", "-")
             labels[PRODUCT_MEMORY_MIB] = str(kind.memory_bytes // MIB)
         return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
+
+    def _sort(self) -> str:
+        """How its GPUs are offered."""
+        if self._plugin:
+            return "device-plugin"
+        return "mig" if any(each.kind.is_slice for each in self.gpus) else "dra"
 
     def _status(self) -> dict[str, Any]:
         now = rfc3339(Seconds(time.time()))
