@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,23 @@ from gpupack import __version__, catalog
 from gpupack.decide import learning
 from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
+from gpupack.decide.scaling import with_scales
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.llm import Llm
-from gpupack.facts.observation import Observation
+from gpupack.facts.observation import Observation, SourceProblem
 from gpupack.facts.policy import Policy
 from gpupack.kube import labels
+from gpupack.kube.access import token_and_authority
 from gpupack.kube.api import Api, Conflict, configuration_of
 from gpupack.kube.doors import ACTIVATOR_NAMESPACE, may_sleep
-from gpupack.kube.observe import Lookups, Mirrors, PodAddress, Scene, scene_of
+from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
 from gpupack.kube.perform import Performer, carry_out, commit_orphan, keep_learnt
+from gpupack.kube.source_resource import PrometheusServer
+from gpupack.metrics.promql import Credentials, PrometheusTarget
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper, engine_targets, observed_targets
+from gpupack.metrics.series import Exporter, Quantity
 from gpupack.metrics.windows import Timing
 from gpupack.plan import Outcome
 from gpupack.profiling.measuring import Measurer
@@ -76,11 +82,32 @@ def all_targets(scene: Scene) -> list[EngineTarget]:
     return [*engine_targets(scene.replicas), *observed_targets(scene.running)]
 
 
-def exporter_targets(exporters: tuple[PodAddress, ...], port: int) -> list[ExporterTarget]:
+def exporter_targets(scene: Scene) -> list[ExporterTarget]:
+    sources = scene.pool.sources
     return [
-        ExporterTarget(name=f"{each.namespace}/{each.name}", node=each.node, address=f"{each.ip}:{port}")
-        for each in exporters
-    ]
+        ExporterTarget(
+            name=f"{each.namespace}/{each.name}", node=each.node, address=f"{each.ip}:{source.port}", exporter=exporter
+        )
+        for source, exporter, pods in (
+            (sources.dcgm, Exporter.DCGM, scene.exporters), (sources.agent, Exporter.AGENT, scene.agents),
+        )
+        if source is not None
+        for each in pods
+    ]  # fmt: skip
+
+
+def prometheus_target(server: PrometheusServer | None, policy: Policy) -> PrometheusTarget | None:
+    if server is None:
+        return None
+    queries = {
+        Quantity.DRAM_ACTIVE: server.dram_active, Quantity.FB_USED: server.memory_used, Quantity.POWER: server.power,
+    }  # fmt: skip
+    return PrometheusTarget(
+        url=server.url,
+        look_back=Seconds(policy.dcgm_period * policy.stale_periods),
+        queries=tuple((quantity, query) for quantity, query in queries.items() if query),
+        counter=server.counter,
+    )
 
 
 class Rhythm:
@@ -184,14 +211,17 @@ class PoolTask:
             self._watched_since = Seconds(round(self._clock(), 3))
         await self._scraper.round(
             all_targets(scene),
-            exporter_targets(scene.exporters, scene.pool.dcgm.port),
+            exporter_targets(scene),
             timing=timing,
             exporter_period=policy.dcgm_period,
             again=self._look_again,
             again_after=policy.look_again_after,
+            prometheus=prometheus_target(scene.pool.sources.prometheus, policy),
+            access=partial(self._credentials, scene.pool.sources.prometheus),
         )
         scene = scene_of(self._mirrors, self.name) or scene  # scraping took a moment
         now = Seconds(round(self._clock(), 3))
+        refusal = self._scraper.refusal
         observation = scene.observation(
             now,
             self._scraper.engines_seen(all_targets(scene), timing),
@@ -199,11 +229,12 @@ class PoolTask:
                 scene.device_of(gpu), gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             ),
             self._watched_since,
+            None if refusal is None else SourceProblem(reason=refusal.reason.value, message=refusal.message),
             self._mirrors.waiting.seen(each.key for each in scene.servings if may_sleep(each)),
         )
         started = time.monotonic()
         # In a thread: a decision over a large pool takes tens of milliseconds, and probes and watches go on meanwhile.
-        outcome = await asyncio.to_thread(self._decide, observation)
+        observation, outcome = await asyncio.to_thread(self._decide, observation)
         self._look_again = outcome.look_again
         self._telemetry.decided(
             self.name, Tick(observation=observation, outcome=outcome), time.monotonic() - started
@@ -219,10 +250,18 @@ class PoolTask:
             await self._read_back(scene.pool.resource_version)
         return self._rhythm.rest(began, policy.tick, outcome.wake_in)
 
-    def _decide(self, observation: Observation) -> Outcome:
+    def _decide(self, observation: Observation) -> tuple[Observation, Outcome]:
+        """The outcome, and on what it was decided."""
         facts = interpret(observation)
         self._learning = learning.learn(facts, self._learning)
-        return self._reconcile(observation, facts)
+        observation, facts = with_scales(observation, facts, self._learning.scales)
+        return observation, self._reconcile(observation, facts)
+
+    async def _credentials(self, server: PrometheusServer | None) -> Credentials:
+        if server is None:
+            return Credentials()
+        token, authorities = await token_and_authority(self._api, server)
+        return Credentials(token=token, authorities=authorities)
 
     async def _read_back(self, seen: str) -> None:
         """Waits until the mirror shows the pool as it was written."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpupack.facts.counter import Scale
 from gpupack.facts.estimate import Estimate
 from gpupack.facts.experiment import Experiment
 from gpupack.facts.placement import Placement, Plan, PredictedEffect, Wake
@@ -96,6 +97,7 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     AS_PREDICTED = "AsPredicted"
     GPUS_KNOWN = "GpusKnown"
+    GPUS_MEASURED = "GpusMeasured"
     GPUS_HEALTHY = "GpusHealthy"
     BACKEND_CHOSEN = "BackendChosen"
     INFERENCE_POOL_WRITTEN = "InferencePoolWritten"
@@ -262,6 +264,7 @@ class PoolStatus:
     gpus_in_use: int
     replicas: int
     conditions: tuple[Condition, ...]
+    scales: tuple[Scale, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,8 +82,9 @@ def test_an_uninstall_takes_the_crds_only_where_it_was_asked_to(helm: Path, keep
 
 def test_chart_and_kustomization_grant_the_same(helm: Path) -> None:
     kustomized = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
-    expected = {each["metadata"]["name"]: each["rules"] for each in kustomized if each["kind"] == "ClusterRole"}
-    assert {each["metadata"]["name"]: each["rules"] for each in objects(render(helm), "ClusterRole")} == expected
+    for kind in ("ClusterRole", "Role"):
+        expected = {each["metadata"]["name"]: each["rules"] for each in kustomized if each["kind"] == kind}
+        assert {each["metadata"]["name"]: each["rules"] for each in objects(render(helm), kind)} == expected
 
 
 def test_inference_pools_are_granted_only_where_they_were_asked_for(helm: Path) -> None:

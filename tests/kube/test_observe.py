@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from gpupack.errors import Invalid
+from gpupack.facts.counter import Counter
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.observation import Cause, Holder, Measured, Missing, Phase
 from gpupack.facts.placement import Plan
@@ -51,6 +52,7 @@ class NoReadings:
     fb_used: Measured = MISSING
     power: Measured = MISSING
     xid: Measured = MISSING
+    counter: Counter = Counter.DCGM_DRAM_ACTIVE
 
 
 @pytest.fixture

@@ -66,14 +66,16 @@ def test_a_gpu_belongs_to_a_pool_that_selects_its_node_product_and_uuid(
 
 
 def test_both_generations_of_exporters_are_found_and_nothing_else() -> None:
-    dcgm = pool_resource(gpu_pool()).dcgm
+    dcgm = pool_resource(gpu_pool()).sources.dcgm
+    assert dcgm is not None
     assert dcgm.selects("any", {"app.kubernetes.io/name": "dcgm-exporter", "more": "x"})
     assert dcgm.selects("any", {"app": "nvidia-dcgm-exporter"})
     assert not dcgm.selects("any", {"app": "dcgm"})
 
 
 def test_an_exporter_of_another_namespace_is_not_ours() -> None:
-    dcgm = pool_resource(sample("gpupool.yaml")).dcgm
+    dcgm = pool_resource(sample("gpupool.yaml")).sources.dcgm
+    assert dcgm is not None
     assert dcgm.selects("gpu-operator", {"app": "nvidia-dcgm-exporter"})
     assert not dcgm.selects("default", {"app": "nvidia-dcgm-exporter"})
 

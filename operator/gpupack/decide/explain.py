@@ -404,6 +404,47 @@ def unknown_products(products: Iterable[str]) -> str:
     return f"The catalog does not have {listed(products)}: left alone. `gpupack catalog` lists what it has."
 
 
+REFUSALS = ("Unreachable", "CertificateNotTrusted", "Unauthorized", "QueryRefused", "NoCredentials")
+"""Reasons that a Prometheus gives nothing."""
+_UNMEASURED = {
+    Cause.NO_SERIES: "Nothing exports the DRAM activity of {gpus}: packing stops there at a predicted saturation of"
+    " {ceiling} %. Install dcgm-exporter with DCGM_FI_PROF_DRAM_ACTIVE, switch on the node agent (agent.enabled in the"
+    " chart), or name a Prometheus in spec.metrics.prometheus.",
+    Cause.UNREACHABLE: "The source of {gpus} does not answer. Look whether the exporter is ready, and whether a network"
+    " policy keeps the operator from its port.",
+    Cause.STALE: "The last readings of {gpus} are too old. Look why they stopped, or set periodSeconds of the source to"
+    " what it really does.",
+    Cause.NOT_FINITE: "The source of {gpus} gives no number. Another profiler may hold the GPU's counters; end it, or"
+    " restart the exporter.",
+    Cause.ABSURD: "The source of {gpus} shows more than all the traffic there can be, so it is in another unit. Mend"
+    " what renames or rescales the series; a query of yours must give a ratio of 0 to 1.",
+    Cause.TOO_COARSE: "The memory of {gpus} is busy all the time, and a counter of time cannot tell how much more it"
+    " could move. Install dcgm-exporter, which counts traffic.",
+    Cause.NO_SCALE: "The counter of {gpus} tells of time and not of traffic. Its scale is measured in the first minutes"
+    " of load.",
+    Cause.UNAUTHORIZED: "So {gpus} cannot be measured.",
+    Cause.REFUSED: "So {gpus} cannot be measured.",
+}
+_NAMED = 3
+
+
+def gpus_measured(counters: Iterable[str]) -> str:
+    return f"The DRAM traffic of every GPU is read: {listed(counters)}."
+
+
+def gpus_looked_at() -> str:
+    return "The sources are being looked at."
+
+
+def gpus_unmeasured(cause: Cause, uuids: Sequence[str], ceiling: float) -> str:
+    """What is wrong with the readings of these GPUs and what to do."""
+    named = [place(each) for each in uuids[:_NAMED]]
+    if len(uuids) > _NAMED:
+        named.append(f"{len(uuids) - _NAMED} more")
+    sentence = _UNMEASURED.get(cause, "The readings of {gpus} are missing.")
+    return sentence.format(gpus=listed(named), ceiling=f"{percent(ceiling):.0f}")
+
+
 def no_gpu() -> str:
     return "The pool has no GPU that can be used; `gpupack doctor` tells what is missing."
 

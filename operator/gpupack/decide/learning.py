@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from gpupack.decide.board import Board
 from gpupack.decide.evidence import Seen, group_of, how, seen_on
 from gpupack.decide.prospect import Prospects, belief_key, prior_of
+from gpupack.decide.scaling import Samples, sampled
 from gpupack.facts.belief import Belief, BeliefKey
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.interpretation import Facts, is_leaving
@@ -79,6 +80,7 @@ class Learning:
 
     minds: Mapping[BeliefKey, Mind] = field(default_factory=dict)
     watched: Mapping[str, Watched] = field(default_factory=dict)
+    scales: Samples = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +102,16 @@ def learn(facts: Facts, before: Learning) -> Learning:
     }
     due = sorted((each.looked_at, uuid) for uuid, each in watched.items() if _is_due(facts, each))
     if not due:
-        return Learning(minds=minds, watched=watched)
+        return replace(before, minds=minds, watched=watched)
+    scales = before.scales
     board = Board(facts, facts.plan, Prospects(facts))
     for _, uuid in due[:LOOKS_A_TICK]:
         watched[uuid] = replace(watched[uuid], looked_at=facts.at)
         subjects = _subjects(board, uuid)
         if subjects:
             minds.update(_taught(board.kind(uuid), subjects, minds, facts.at))
-    return Learning(minds=minds, watched=watched)
+            scales = sampled(scales, facts.gpus[uuid], _counted(board.kind(uuid), subjects))
+    return Learning(minds=minds, watched=watched, scales=scales)
 
 
 def due(learning_: Learning, observation: Observation) -> tuple[Belief, ...]:
@@ -234,8 +238,12 @@ def _is_explained(kind: GpuKind, subjects: Iterable[_Subject], dram_active: floa
     """
     if isinstance(dram_active, Missing) or dram_active > 1.0:
         return True
-    counted = sum(_bytes(kind, each) for each in subjects) / float(kind.dram_bytes_per_second)
-    return dram_active <= UNEXPLAINED * counted + 0.1
+    return dram_active <= UNEXPLAINED * _counted(kind, subjects) + 0.1
+
+
+def _counted(kind: GpuKind, subjects: Iterable[_Subject]) -> float:
+    """Share of the DRAM's peak that these engines move by their own account."""
+    return sum(_bytes(kind, each) for each in subjects) / float(kind.dram_bytes_per_second)
 
 
 def _bytes(kind: GpuKind, subject: _Subject) -> float:

@@ -142,10 +142,12 @@ CONDITIONS: Mapping[ConditionType, str] = {
     ConditionType.RECONCILING: "Only there, and True, while replicas start or stop; for kstatus, which Flux reads.",
     ConditionType.STALLED: "Only there, and True, while only a person can help; for kstatus, which Flux reads.",
     ConditionType.AS_PREDICTED: "Whether the last step brought what was predicted of it.",
+    ConditionType.GPUS_MEASURED: "Of a GpuPool: whether a counter of DRAM traffic is read of every GPU, or why not and"
+    " what to do. Nothing that runs is touched while it is False.",
     ConditionType.GPUS_KNOWN: "Of a GpuPool: whether the catalog has every GPU that it selects.",
-    ConditionType.GPUS_HEALTHY: "Of a GpuPool: only there, and False, while a GPU has told a fault of its own.",
     ConditionType.BACKEND_CHOSEN: "Of a GpuPool: the way in which engines come to share its GPUs, and why no other. It"
     " follows from what the nodes offer; nothing is to be set for it.",
+    ConditionType.GPUS_HEALTHY: "Of a GpuPool: only there, and False, while a GPU has told a fault of its own.",
     ConditionType.INFERENCE_POOL_WRITTEN: "Only there where spec.routing names an endpoint picker: whether its"
     " InferencePool stands.",
 }
@@ -237,6 +239,25 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
             do="Reset or exchange the GPU, then restart dcgm-exporter: it shows the last XID until then, and the GPU is"
             " taken again as soon as it tells none.",
         ),
+    },
+    ConditionType.GPUS_MEASURED: {
+        "Measured": Meaning(means="It is; the message names the counters."),
+        "Looking": Meaning(means="The operator has just begun and has not heard all sources yet."),
+        "NoGpu": Meaning(means="The pool has no GPU."),
+        "NoSeries": Meaning(means="No source tells of the traffic.", do="Install one: docs/sources.md."),
+        "Unreachable": Meaning(means="The source does not answer.", do="Is it ready, and may it be reached?"),
+        "Stale": Meaning(means="The readings are too old.", do="Set periodSeconds to what the source really does."),
+        "NotFinite": Meaning(means="The source gives no number.", do="End other profilers, or restart the exporter."),
+        "Absurd": Meaning(means="It shows more than there can be.", do="Mend the unit of the series."),
+        "TooCoarse": Meaning(means="A counter of time is full.", do="Install dcgm-exporter, which counts traffic."),
+        "NoScale": Meaning(means="A counter of time has no scale yet.", do="The first minutes of load give it."),
+        "CertificateNotTrusted": Meaning(
+            means="The Prometheus shows a certificate of an unknown authority.",
+            do="Put the authority into the Secret as ca.crt.",
+        ),
+        "Unauthorized": Meaning(means="The Prometheus refuses the token.", do="Give one that may read metrics."),
+        "QueryRefused": Meaning(means="It does not understand the query.", do="Mend it, or leave it out."),
+        "NoCredentials": Meaning(means="The Secret is missing or unfit.", do="The message says what it lacks."),
     },
     ConditionType.GPUS_KNOWN: {
         "Known": Meaning(means="It has."),

@@ -127,7 +127,7 @@ def data_missing(candidate: Candidate) -> Iterable[Verdict]:
     if demand.missing:
         yield _missing(str(candidate.serving.key), demand.missing[0], absent=len(demand.missing))
     for known in (gpu.dram_active, gpu.fb_used):
-        if isinstance(known, Missing) and not _is_not_exported(known):
+        if isinstance(known, Missing) and known.cause not in _WITHOUT:
             yield _missing(candidate.uuid, f"{known.origin} {known.cause.value}")
 
 
@@ -255,6 +255,10 @@ def memory(candidate: Candidate) -> Iterable[Verdict]:
             uuid, Reason.MEMORY, _given(present + 1), _given(1), Unit.REPLICAS,
             detail="nothing exports the framebuffer in use",
         )  # fmt: skip
+
+
+_WITHOUT = frozenset((Cause.NO_SERIES, Cause.ABSURD, Cause.NO_SCALE, Cause.TOO_COARSE))
+"""Causes that last: packing goes on by prediction, up to the lower ceiling."""
 
 
 def _is_not_exported(known: Known) -> bool:

@@ -15,6 +15,7 @@ from gpupack.decide.backends import weigh
 from gpupack.decide.board import Board
 from gpupack.decide.faults import refused
 from gpupack.decide.hold import is_settled
+from gpupack.decide.sources import gpus_measured
 from gpupack.facts.engine_args import shape_args
 from gpupack.facts.experiment import Experiment, Judgement
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
@@ -175,8 +176,11 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
         gpus=len(facts.gpus),
         gpus_in_use=len({each.gpu_uuid for each in placements}),
         replicas=len(placements),
-        conditions=(accepted, ready, _gpus_known(facts), *_gpus_healthy(plan), *_backend_chosen(facts)),
-    )
+        scales=facts.scales,
+        conditions=(
+            accepted, ready, _gpus_known(facts), gpus_measured(facts), *_gpus_healthy(plan), *_backend_chosen(facts),
+        ),
+    )  # fmt: skip
 
 
 def _gpus_healthy(plan: Plan | None) -> tuple[Condition, ...]:

@@ -17,10 +17,10 @@ from gpupack.kube import labels
 from gpupack.kube.api import Api, NotFound
 from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
 from gpupack.kube.offers import mps_gate_of, runtime_class_of
-from gpupack.kube.pool_resource import DCGM_POD_LABELS, DCGM_PORT, DcgmSource
+from gpupack.kube.source_resource import DCGM_POD_LABELS, DCGM_PORT, PodSource
 from gpupack.metrics.prometheus import GpuPage, parse_gpus
 
-EXPORTERS = DcgmSource(namespace=None, pod_labels=DCGM_POD_LABELS, port=DCGM_PORT)
+EXPORTERS = PodSource(namespace=None, pod_labels=DCGM_POD_LABELS, port=DCGM_PORT)
 """Where a GpuPool looks for them that does not say."""
 PAGE_SECONDS = 10.0
 WATCHED_GROUPS = ("gpupack.dev/v1alpha1", "resource.k8s.io/v1", "monitoring.coreos.com/v1")

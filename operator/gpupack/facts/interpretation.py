@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gpupack.facts.backend import ClusterOffer
+from gpupack.facts.counter import Counter, Scale
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     DEVICE_TAINT,
@@ -32,6 +33,7 @@ from gpupack.facts.observation import (
     Refused,
     ReplicaSeen,
     ServiceSeen,
+    SourceProblem,
 )
 from gpupack.facts.placement import Plan
 from gpupack.facts.policy import Policy
@@ -46,6 +48,8 @@ Known = float | Missing
 """A number in its base unit that may be used, or why there is none."""
 UNCOUNTED = Missing(cause=Cause.NO_SERIES, origin="waiting")
 UNTOLD = Missing(cause=Cause.NO_SERIES, origin="engine")
+UNREAD = Missing(cause=Cause.NO_SERIES, origin="counter")
+ALWAYS_BUSY = 0.98
 XIDS_OF_PROGRAMS = frozenset((13, 31, 43, 45, 68, 109))
 """Errors that the program on the GPU made; the GPU stays healthy. Source: k8s-device-plugin, internal/rm/health.go."""
 UNWATCHED = Missing(cause=Cause.NO_SERIES, origin="idle")
@@ -113,8 +117,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes; `core_wait` and `throttled` are
-    shares of time in which an engine there waits for cores.
+    """One device of the pool. `foreign` names who else holds it; `fb_used` is in bytes.
+
+    `dram_active` is traffic over the theoretical peak, whatever counter it comes from; `shown` is what that counter
+    shows, on its own scale, and compared with nothing.
 
     `cordoned`: its node takes no new pods, because somebody wants it empty. `fault` is why the device itself must not
     be used, empty if it tells that it is well, None if nothing tells. `evicts` is a taint on it that drives pods away.
@@ -125,6 +131,8 @@ class GpuFacts:
     dram_active: Known
     fb_used: Known
     foreign: tuple[str, ...]
+    counter: Counter = Counter.DCGM_DRAM_ACTIVE
+    shown: Known = UNREAD
     cordoned: bool = False
     fault: str | None = None
     evicts: str | None = None
@@ -158,6 +166,8 @@ class Facts:
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
     offer: ClusterOffer | None = None
+    scales: tuple[Scale, ...] = ()
+    source_problem: SourceProblem | None = None
     held: Mapping[ServingKey, Held] = field(default_factory=dict)
 
 
@@ -201,7 +211,7 @@ def interpret(observation: Observation) -> Facts:
         pool_problem=observation.pool_problem,
         servings={each.key: each for each in sorted(observation.servings, key=lambda each: each.key)},
         refused={each.key: each for each in sorted(observation.refused, key=lambda each: each.key)},
-        gpus={each.gpu.uuid: _gpu(each, policy, observation.at, foreign, evicts) for each in gpus},
+        gpus={each.gpu.uuid: _gpu(each, policy, observation.at, foreign, evicts, observation.scales) for each in gpus},
         nodes={each.name: each for each in observation.nodes},
         replicas_on=_frozen(on),
         replicas_of=_frozen(of),
@@ -213,6 +223,8 @@ def interpret(observation: Observation) -> Facts:
         unknown_products=observation.unknown_products,
         watched_since=observation.watched_since,
         offer=observation.offer,
+        scales=observation.scales,
+        source_problem=observation.source_problem,
         held={each.serving: _held(each, policy, observation.at) for each in observation.held},
     )
 
@@ -222,13 +234,15 @@ def _frozen(groups: Mapping[K, list[V]]) -> dict[K, tuple[V, ...]]:
 
 
 def _gpu(
-    seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]], evicts: Mapping[str, str]
-) -> GpuFacts:
+    seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]], evicts: Mapping[str, str],
+    scales: Iterable[Scale],
+) -> GpuFacts:  # fmt: skip
     limit = policy.dcgm_period * policy.stale_periods
+    shown = _shown(seen, at, limit)
     return GpuFacts(
         gpu=seen.gpu,
         node_ready=seen.node_ready,
-        dram_active=_known(seen.dram_active, at, limit),
+        dram_active=_moved(seen, shown, scales),
         fb_used=_known(seen.fb_used, at, limit),
         foreign=tuple(sorted(foreign.get(seen.gpu.uuid, ()))),
         cordoned=seen.cordoned,
@@ -236,7 +250,34 @@ def _gpu(
         evicts=evicts.get(seen.gpu.uuid),
         core_wait=_known(seen.core_wait, at, limit),
         throttled=_known(seen.throttled, at, limit),
+        counter=seen.counter,
+        shown=shown,
     )
+
+
+def _shown(seen: GpuSeen, at: Seconds, limit: float) -> Known:
+    """What the counter shows. More than everything is another unit, and not to be used as any."""
+    shown = _known(seen.dram_active, at, limit)
+    if not isinstance(shown, Missing) and shown > 1.0:
+        return Missing(cause=Cause.ABSURD, origin=seen.dram_active.origin)
+    return shown
+
+
+def _moved(seen: GpuSeen, shown: Known, scales: Iterable[Scale]) -> Known:
+    """Traffic over the peak: what the counter shows, by the scale that it has on this kind of GPU.
+
+    A counter that means a share of the peak is taken at its word until its scale is measured, another is not used. Time
+    cannot be busier than always: a counter of time that is nearly full says nothing of how much.
+    """
+    if isinstance(shown, Missing):
+        return shown
+    kind, counter = seen.gpu.kind.name, seen.counter
+    if counter is Counter.NVML_MEMORY_BUSY and shown >= ALWAYS_BUSY:
+        return Missing(cause=Cause.TOO_COARSE, origin=seen.dram_active.origin)
+    scale = next((each for each in scales if (each.gpu_kind, each.counter) == (kind, counter)), None)
+    if scale is not None:
+        return min(1.0, shown / scale.ratio)
+    return shown if counter.is_share_of_peak else Missing(cause=Cause.NO_SCALE, origin=seen.dram_active.origin)
 
 
 def _fault(xid: Known) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpupack.facts.backend import ClusterOffer
+from gpupack.facts.counter import Counter, Scale
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.placement import Plan, PredictedEffect
 from gpupack.facts.policy import Policy
@@ -25,6 +26,10 @@ class Cause(StrEnum):
     UNREACHABLE = "Unreachable"
     TOO_SHORT = "TooShort"
     TOO_COARSE = "TooCoarse"
+    UNAUTHORIZED = "Unauthorized"
+    REFUSED = "Refused"
+    ABSURD = "Absurd"
+    NO_SCALE = "NoScale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +200,7 @@ NO_CORES_TOLD = Missing(cause=Cause.NO_SERIES, origin="waiting for cores")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSeen:
-    """One device with its readings. `dram_active` is a share of the theoretical peak, `fb_used` in bytes.
+    """One device with its readings. `dram_active` is what `counter` shows, `fb_used` in bytes.
 
     `cordoned`: somebody said that its node takes no new pods. `xid` is the code of the last error that the driver told
     of it, 0 if none. Of the engine on it that is worst off, `core_wait` is the share of the time in which its threads
@@ -211,6 +216,7 @@ class GpuSeen:
     xid: Measured = Missing(cause=Cause.NO_SERIES, origin="xid")
     core_wait: Measured = NO_CORES_TOLD
     throttled: Measured = NO_CORES_TOLD
+    counter: Counter = Counter.DCGM_DRAM_ACTIVE
 
 
 DEVICE_TAINT, EVICTING = "DeviceTaint", ":NoExecute"
@@ -288,6 +294,14 @@ class ServiceSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceProblem:
+    """`reason` is CamelCase, `message` says what is wrong and what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Everything a decision may know. `stale` names mirrors that are too old to trust (stale data holds).
 
@@ -295,7 +309,8 @@ class Observation:
     act (it overlaps an older one). `running` are engines that others started, `appraisals` what was said of them last.
     `unknown_products` are products that the catalog does not have, of GPUs that are not in `gpus` for that.
     `watched_since` is when this process took its first readings; None: long ago. `offer` is what the pool's nodes offer
-    of each way of sharing GPUs, None where nobody looked.
+    of each way of sharing GPUs, None where nobody looked. `scales` are those of the counters, each measured once,
+    `source_problem` is why a source that the pool names gives nothing.
     """
 
     at: Seconds
@@ -319,5 +334,7 @@ class Observation:
     appraisals: tuple[Appraisal, ...] = ()
     unknown_products: tuple[str, ...] = ()
     watched_since: Seconds | None = None
+    scales: tuple[Scale, ...] = ()
+    source_problem: SourceProblem | None = None
     offer: ClusterOffer | None = None
     held: tuple[HeldSeen, ...] = ()

@@ -15,6 +15,7 @@ from gpupack.units import GIB, Bytes, Ratio, Seconds
 class Policy:
     """`max_gpus` None: all that match. `rate_windows`: arrival-rate windows, shortest first.
 
+    `dcgm_period`: how often readings of GPUs change, whatever source they come from.
     `learning_interval`: so much load is seen before what it taught is written, and at most so often.
     """
 

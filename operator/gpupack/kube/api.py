@@ -134,6 +134,11 @@ class Api:
     async def get(self, path: str, **query: str | int) -> Json:
         return await self._ask("GET", path, query, verb="list" if "limit" in query else "get")
 
+    async def token(self) -> str | None:
+        """The bearer token that it shows itself; renewed by this call where it can be."""
+        shown = await self._configuration.get_api_key_with_prefix("BearerToken")
+        return shown.rpartition(" ")[2] if shown else None
+
     async def read(self, path: str) -> bytes:
         """What is no object of the API: for instance a page of a pod, through the API server's proxy."""
         return await self._fetch("GET", path, {}, None, "application/json", verb="get")

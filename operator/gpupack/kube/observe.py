@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from gpupack.errors import Invalid
 from gpupack.facts.backend import ClusterOffer
 from gpupack.facts.belief import Belief
+from gpupack.facts.counter import Counter
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.observation import (
     ClaimSeen,
@@ -29,6 +30,7 @@ from gpupack.facts.observation import (
     Refused,
     ReplicaSeen,
     ServiceSeen,
+    SourceProblem,
 )
 from gpupack.facts.running import Appraisal, RunningEngine
 from gpupack.facts.serving import Profile, Serving, ServingKey
@@ -61,6 +63,7 @@ from gpupack.kube.node_resource import (
 from gpupack.kube.pool_resource import PoolResource, pool_resource
 from gpupack.kube.profile_resource import GpuByName
 from gpupack.kube.serving_resource import LlmOf, ServingResource, serving_of, serving_resource
+from gpupack.kube.source_resource import PodSource
 from gpupack.kube.waiting import Waiting
 from gpupack.units import Seconds
 
@@ -83,6 +86,8 @@ class Readings(Protocol):
     def fb_used(self) -> Measured: ...
     @property
     def power(self) -> Measured: ...
+    @property
+    def counter(self) -> Counter: ...
     @property
     def xid(self) -> Measured: ...
 
@@ -462,6 +467,7 @@ class Scene:
     slices: tuple[SliceThere, ...] = ()
     budgets: tuple[Child, ...] = ()
     offer: ClusterOffer | None = None
+    agents: tuple[PodAddress, ...] = ()
     activators: tuple[str, ...] = ()
     doors: Mapping[ServingKey, int] = field(default_factory=dict)
 
@@ -487,6 +493,7 @@ class Scene:
         engines: tuple[EngineSeen, ...],
         readings_of: Callable[[Gpu], Readings],
         watched_since: Seconds | None = None,
+        source_problem: SourceProblem | None = None,
         held: tuple[HeldSeen, ...] = (),
     ) -> Observation:
         ready = {node.name for node in self.nodes if node.ready}
@@ -516,6 +523,8 @@ class Scene:
             appraisals=self.appraisals,
             unknown_products=self.unknown_products,
             watched_since=watched_since,
+            scales=self.pool.scales,
+            source_problem=source_problem,
             offer=self.offer,
             held=held,
         )
@@ -566,7 +575,8 @@ def scene_of(mirrors: Mirrors, name: str) -> Scene | None:
         reports={each.claim.uid: told for each in hosts if (told := mirrors.hosts.report(each)) is not None},
         slices=mirrors.endpoint_slices.all(),
         budgets=mirrors.budgets.all(),
-        exporters=_exporters(pool, pods, on_nodes),
+        exporters=_exporters(pool.sources.dcgm, pods, on_nodes),
+        agents=_exporters(pool.sources.agent, pods, on_nodes),
         stale=mirrors.stale(),
         running=mirrors.running(resources, pods, foreign_claims, devices, node_records),
         appraisals=tuple(each.appraisal for each in resources.values() if each.appraisal is not None),
@@ -673,14 +683,18 @@ def _min_available(serving: Serving, budget: Child | None) -> int | None:
     return None if least is None or not child_resource.stands(budget, manifests.budget(serving, least)) else least
 
 
-def _exporters(pool: PoolResource, pods: Iterable[PodRecord], nodes: set[str]) -> tuple[PodAddress, ...]:
-    """The dcgm-exporters on the nodes of this pool's GPUs, by namespace and name."""
+def _exporters(
+    source: PodSource | None, pods: Iterable[PodRecord], nodes: set[str]
+) -> tuple[PodAddress, ...]:  # fmt: skip
+    """The exporters on the nodes of this pool's GPUs, by namespace and name."""
+    if source is None:
+        return ()
     return tuple(
         address
         for pod in pods
         if (address := pod.address) is not None
         and address.node in nodes
-        and pool.dcgm.selects(address.namespace, dict(address.marks))
+        and source.selects(address.namespace, dict(address.marks))
     )
 
 
@@ -691,6 +705,7 @@ def _gpu_seen(gpu: Gpu, node_ready: bool, cordoned: bool, readings: Readings) ->
         dram_active=readings.dram_active,
         fb_used=readings.fb_used,
         power=readings.power,
+        counter=readings.counter,
         cordoned=cordoned,
         xid=readings.xid,
     )

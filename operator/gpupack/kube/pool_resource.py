@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpupack.facts.counter import Scale
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.placement import (
     ChosenShape,
@@ -27,34 +28,13 @@ from gpupack.facts.serving import ServingKey, Shape, Sharing, Slo, Statistic
 from gpupack.kube.conditions import conditions_to_list
 from gpupack.kube.experiment_resource import experiment_of, experiment_to_dict, undone_of, undone_to_dict
 from gpupack.kube.shape_resource import serving_key_of, shape_of, shape_to_dict
+from gpupack.kube.source_resource import Labels, Sources, scales_of, scales_to_list, sources_of
 from gpupack.kube.times import rfc3339_micro, seconds_of
 from gpupack.plan import PoolStatus
 from gpupack.units import Bytes, Ratio, Seconds, parse_bytes, ratio_from_percent
 
 _DEFAULT = Policy()
 GPUS_LIMIT = 512
-DCGM_PORT = 9400
-DCGM_POD_LABELS = (
-    (("app.kubernetes.io/name", "dcgm-exporter"),),
-    (("app", "nvidia-dcgm-exporter"),),
-)
-"""Both generations of dcgm-exporter's pod labels: its own chart's and the GPU operator's."""
-
-Labels = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DcgmSource:
-    """Which pods are dcgm-exporters: in `namespace` (None: any), with all labels of one of the selectors, at `port`."""
-
-    namespace: str | None
-    pod_labels: tuple[Labels, ...]
-    port: int
-
-    def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        if self.namespace not in (None, namespace):
-            return False
-        return any(all(labels.get(key) == value for key, value in selector) for selector in self.pod_labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +50,10 @@ class PoolResource:
     node_selector: Labels
     gpu_products: tuple[str, ...]
     gpu_uuids: tuple[str, ...]
-    dcgm: DcgmSource
+    sources: Sources
     plan: Plan | None
     status: Mapping[str, Any]
+    scales: tuple[Scale, ...] = ()
 
     def selects(self, gpu: Gpu, node_labels: Mapping[str, str]) -> bool:
         """Whether this pool may use the GPU. `maxGpus` is not looked at: which of the GPUs is a decision."""
@@ -97,8 +78,6 @@ def pool_resource(obj: Mapping[str, Any]) -> PoolResource:
     A plan that cannot be read counts as lost: it is built anew from the pods.
     """
     metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
-    dcgm = spec.get("metrics", {}).get("dcgm", {})
-    selectors = tuple(_labels(each["matchLabels"]) for each in dcgm.get("podSelectors", ()))
     return PoolResource(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -109,11 +88,10 @@ def pool_resource(obj: Mapping[str, Any]) -> PoolResource:
         node_selector=_labels(spec.get("nodeSelector", {})),
         gpu_products=tuple(spec.get("gpuProducts", ())),
         gpu_uuids=tuple(spec.get("gpuUuids", ())),
-        dcgm=DcgmSource(
-            namespace=dcgm.get("namespace"), pod_labels=selectors or DCGM_POD_LABELS, port=dcgm.get("port", DCGM_PORT)
-        ),
+        sources=sources_of(spec),
         plan=plan_of(status),
         status=status,
+        scales=scales_of(status),
     )
 
 
@@ -146,7 +124,7 @@ def policy_of(spec: Mapping[str, Any]) -> Policy:
         remember_undone=seconds(times, "rememberUndoneSeconds", _DEFAULT.remember_undone),
         learning_interval=seconds(times, "learningSeconds", _DEFAULT.learning_interval),
         tick=seconds(times, "tickSeconds", _DEFAULT.tick),
-        dcgm_period=seconds(metrics.get("dcgm", {}), "periodSeconds", _DEFAULT.dcgm_period),
+        dcgm_period=sources_of(spec).period,
         engine_period=seconds(metrics, "enginePeriodSeconds", _DEFAULT.engine_period),
     )
 
@@ -216,6 +194,7 @@ def pool_status_to_dict(
         "gpus": status.gpus,
         "gpusInUse": status.gpus_in_use,
         "replicas": status.replicas,
+        **({"scales": scales_to_list(status.scales)} if status.scales else {}),
         **({} if status.plan is None else {"plan": plan_to_status(status.plan)}),
         "conditions": conditions_to_list(status.conditions, previous, now=now, generation=generation),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpupack.metrics.series import Kind
+from gpupack.metrics.series import Across, Exporter, Kind, Name, Quantity, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,3 +229,22 @@ TABLE: tuple[AgentSeries, ...] = (
     MIG, MIG_MEMORY_TOTAL, MIG_MEMORY_USED, MIG_DRAM_BANDWIDTH, MIG_SM_ACTIVE,
     PROCESS, PROCESS_MEMORY, MPS_SERVER, MPS_ATTACHED, ENGINES, PACKED_ENGINES,
 )  # fmt: skip
+
+
+def _read(quantity: Quantity, one: AgentSeries, factor: float = 1.0) -> Series:
+    return Series(
+        quantity=quantity, exporter=Exporter.AGENT, kind=one.kind, unit=one.unit,
+        names=(Name(text=one.name, factor=factor),), meaning=one.meaning, source=one.source, across=Across.MAX,
+    )  # fmt: skip
+
+
+XID_OF_LOST = 79.0
+"""What the driver calls a GPU that has fallen off its bus (NVIDIA, XID errors)."""
+READ: tuple[Series, ...] = (
+    _read(Quantity.DRAM_BANDWIDTH, DRAM_BANDWIDTH),
+    _read(Quantity.MEMORY_BUSY, MEMORY_BUSY),
+    _read(Quantity.FB_USED, MEMORY_USED),
+    _read(Quantity.POWER, POWER),
+    _read(Quantity.XID, GPU_LOST, XID_OF_LOST),
+)
+"""What of it the operator reads."""

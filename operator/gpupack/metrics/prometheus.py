@@ -16,9 +16,24 @@ from functools import lru_cache
 from itertools import pairwise
 from operator import sub
 
-from gpupack.metrics import series
+from gpupack.facts.counter import Counter
+from gpupack.metrics import agent_series, series
 from gpupack.metrics.series import Across, Exporter, Kind, Name, Quantity, Series
 
+COUNTERS = {
+    Counter.DCGM_DRAM_ACTIVE: Quantity.DRAM_ACTIVE,
+    Counter.GPM_DRAM_BANDWIDTH: Quantity.DRAM_BANDWIDTH,
+    Counter.NVML_MEMORY_BUSY: Quantity.MEMORY_BUSY,
+}
+"""Best first: of a GPU that several tell of, the first there is."""
+DEFAULT_COUNTERS = {
+    Exporter.DCGM: Counter.DCGM_DRAM_ACTIVE,
+    Exporter.AGENT: Counter.GPM_DRAM_BANDWIDTH,
+}
+"""The one that is missing where an exporter tells of a GPU and of no traffic."""
+UUID_LABELS = {Exporter.DCGM: "UUID", Exporter.AGENT: "uuid"}
+INSTANCE_LABEL = "GPU_I_ID"
+"""On what dcgm-exporter tells of a MIG instance."""
 BLANK = 1.4e14
 """DCGM says "no value" with 140737488355328 and above (dcgm_structs.h); some exporters let that through."""
 
@@ -88,13 +103,22 @@ class EnginePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPage:
-    """One GPU on a page of dcgm-exporter: a ratio of the peak, bytes, watts, the code of the last XID."""
+    """One GPU on a page of dcgm-exporter or of the node agent: a ratio, bytes, watts, the code of the last XID.
+
+    `counter` says what the ratio is of.
+    """
 
     uuid: str
     dram_active: float | None
     fb_used: float | None
     power: float | None
     xid: float | None = None
+    counter: Counter = Counter.DCGM_DRAM_ACTIVE
+
+    def origin(self, quantity: Quantity) -> str:
+        """The newest name of the series that it has this from, for messages."""
+        exporter = Exporter.DCGM if self.counter is Counter.DCGM_DRAM_ACTIVE else Exporter.AGENT
+        return _ORIGINS.get((exporter, quantity), "")
 
 
 def parse_engine(page: bytes) -> EnginePage:
@@ -133,15 +157,16 @@ def parse_engine(page: bytes) -> EnginePage:
     )
 
 
-def parse_gpus(page: bytes) -> tuple[GpuPage, ...]:
+def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage, ...]:
     """By UUID. A GPU that several pods share is printed once per pod with the same value: the greatest is taken.
 
     Rows of MIG instances are left out: they are relative to the instance, not to the GPU.
     """
     found: dict[str, dict[Quantity, _Numbers]] = {}
-    for one, rank, _, labels, value in _samples(Exporter.DCGM, page):
-        uuid = _label("UUID", labels)
-        if uuid is None or _label("GPU_I_ID", labels) or value >= BLANK:
+    identity = UUID_LABELS[exporter]
+    for one, rank, _, labels, value in _samples(exporter, page):
+        uuid = _label(identity, labels)
+        if uuid is None or _label(INSTANCE_LABEL, labels) or value >= BLANK:
             continue
         found.setdefault(uuid, {}).setdefault(one.quantity, _Numbers()).take(rank, value, one.across)
 
@@ -149,16 +174,20 @@ def parse_gpus(page: bytes) -> tuple[GpuPage, ...]:
         held = found[uuid].get(quantity)
         return None if held is None else held.value
 
-    return tuple(
-        GpuPage(
+    def page_of(uuid: str) -> GpuPage:
+        counter = next(
+            (each for each, quantity in COUNTERS.items() if quantity in found[uuid]), DEFAULT_COUNTERS[exporter]
+        )
+        return GpuPage(
             uuid=uuid,
-            dram_active=number(uuid, Quantity.DRAM_ACTIVE),
+            dram_active=number(uuid, COUNTERS[counter]),
             fb_used=number(uuid, Quantity.FB_USED),
             power=number(uuid, Quantity.POWER),
             xid=number(uuid, Quantity.XID),
+            counter=counter,
         )
-        for uuid in sorted(found)
-    )
+
+    return tuple(page_of(uuid) for uuid in sorted(found))
 
 
 class _Numbers:
@@ -225,12 +254,16 @@ def _label(name: str, labels: bytes) -> str | None:
     return None if found is None else found[1].decode(errors="replace")
 
 
+def read_from(exporter: Exporter) -> tuple[Series, ...]:
+    return agent_series.READ if exporter is Exporter.AGENT else series.of(exporter)
+
+
 class _Reader:
     """The compiled pattern of one exporter and what each name on it stands for."""
 
     def __init__(self, exporter: Exporter) -> None:
         self.named: dict[bytes, tuple[Series, int, Name]] = {
-            name.text.encode(): (one, rank, name) for one in series.of(exporter) for rank, name in enumerate(one.names)
+            name.text.encode(): (one, rank, name) for one in read_from(exporter) for rank, name in enumerate(one.names)
         }
         # A literal beginning lets the search skip to it at memory speed; longer names first, or FB_USED hides
         # FB_USED_BYTES from it.
@@ -243,6 +276,9 @@ class _Reader:
 
 
 _READERS = {exporter: _Reader(exporter) for exporter in Exporter}
+_ORIGINS = {
+    (exporter, one.quantity): one.names[0].text for exporter in Exporter for one in reversed(read_from(exporter))
+}
 
 
 def _samples(exporter: Exporter, page: bytes) -> Iterator[tuple[Series, int, bytes, bytes, float]]:

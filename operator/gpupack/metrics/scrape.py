@@ -13,7 +13,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -21,17 +21,22 @@ from typing import Self
 
 import httpx
 
+from gpupack.errors import Unavailable
 from gpupack.facts.observation import Cause, EngineSeen, Phase, ReplicaSeen
 from gpupack.facts.running import RunningEngine
 from gpupack.metrics.prometheus import parse_engine, parse_gpus
+from gpupack.metrics.promql import Credentials, PrometheusHistory, PrometheusTarget, Refusal, Refused, ask
+from gpupack.metrics.series import Exporter
 from gpupack.metrics.windows import (
     EngineHistory,
     ExporterHistory,
     GpuReadings,
     Timing,
+    best_of,
     no_gpu_readings,
     unseen_engine,
 )
+from gpupack.units import Seconds
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +64,21 @@ class EngineTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterTarget:
-    """A dcgm-exporter pod, the node that it runs on and its host:port."""
+    """A dcgm-exporter or node agent, the node that it runs on and its host:port."""
 
     name: str
     node: str
     address: str
+    exporter: Exporter = Exporter.DCGM
 
 
-Target = EngineTarget | ExporterTarget
+Target = EngineTarget | ExporterTarget | PrometheusTarget
+Access = Callable[[], Awaitable[Credentials]]
+"""What to show to a Prometheus, read anew each time; raises Unavailable with a sentence on what to do."""
+
+
+async def no_credentials() -> Credentials:
+    return Credentials()
 
 
 def engine_targets(replicas: tuple[ReplicaSeen, ...]) -> list[EngineTarget]:
@@ -101,6 +113,7 @@ class Scraper:
         self._clock = clock
         self._engines: dict[EngineTarget, EngineHistory] = {}
         self._exporters: dict[ExporterTarget, ExporterHistory] = {}
+        self._prometheus: tuple[PrometheusTarget, PrometheusHistory] | None = None
         self._clients: dict[Target, httpx.AsyncClient] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._started_at: dict[Target, float] = {}
@@ -128,13 +141,15 @@ class Scraper:
         patience: float = PATIENCE_SECONDS,
         again: Collection[str] = (),
         again_after: float = 0.0,
+        prometheus: PrometheusTarget | None = None,
+        access: Access = no_credentials,
     ) -> None:
         """Scrapes what is due among these targets and forgets all others.
 
         Engines of the replicas in `again` are due so soon after their last scrape; their next regular one comes when it
-        would have come without.
+        would have come without. `access` is asked before each look at `prometheus`.
         """
-        await self._keep_only(engines, exporters)
+        await self._keep_only(engines, exporters, prometheus)
         now = self._clock()
         for engine in engines:
             history = self._engines.setdefault(engine, EngineHistory())
@@ -146,6 +161,12 @@ class Scraper:
             # Twice a period, so that a value is never much older than one period and a half.
             if self._is_due(exporter, now, exporter_period / 2):
                 self._start(exporter, self._scrape_exporter(exporter, watched))
+        if prometheus is not None:
+            if self._prometheus is None:
+                self._prometheus = prometheus, PrometheusHistory()
+            if self._is_due(prometheus, now, exporter_period / 2):
+                work = self._ask_prometheus(prometheus, self._prometheus[1], access, Seconds(exporter_period))
+                self._start(prometheus, work)
         if self._under_way:
             await asyncio.wait(self._under_way.values(), timeout=patience)
 
@@ -159,22 +180,36 @@ class Scraper:
         )
 
     def gpu_readings(self, uuid: str, node: str, *, exporter_period: float, stale_periods: int) -> GpuReadings:
-        """Of the exporter that names this GPU; if none does, why the exporters of its node do not."""
+        """The best of the sources that name this GPU; if none does, why those of its node do not."""
         now = self._clock()
-        silent = Cause.NO_SERIES
+        silent, found = Cause.NO_SERIES, []
         for exporter, history in self._exporters.items():
             if uuid in history.uuids:
-                return history.readings(uuid, now, exporter_period, stale_periods)
-            if exporter.node == node and not history.answered:
+                found.append(history.readings(uuid, now, exporter_period, stale_periods))
+            elif exporter.node == node and not history.answered:
                 silent = Cause.UNREACHABLE
-        return no_gpu_readings(silent)
+        if self._prometheus is not None:
+            found.append(self._prometheus[1].readings(uuid, now, exporter_period * stale_periods))
+        return best_of(found) if found else no_gpu_readings(silent)
 
-    async def _keep_only(self, engines: Sequence[EngineTarget], exporters: Sequence[ExporterTarget]) -> None:
-        for gone in self._started_at.keys() - {*engines, *exporters}:
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the Prometheus says nothing, if there is one and it does not."""
+        return None if self._prometheus is None else self._prometheus[1].refusal
+
+    async def _keep_only(
+        self,
+        engines: Sequence[EngineTarget],
+        exporters: Sequence[ExporterTarget],
+        prometheus: PrometheusTarget | None,
+    ) -> None:
+        if self._prometheus is not None and self._prometheus[0] != prometheus:
+            self._prometheus = None
+        for gone in self._started_at.keys() - {*engines, *exporters, prometheus}:
             del self._started_at[gone], self._last_at[gone]
             if isinstance(gone, EngineTarget):
                 self._engines.pop(gone, None)
-            else:
+            elif isinstance(gone, ExporterTarget):
                 self._exporters.pop(gone, None)
             if (task := self._under_way.get(gone)) is not None:
                 task.cancel()
@@ -223,7 +258,20 @@ class Scraper:
         if page is None:
             history.fail(self._clock())
         else:
-            history.add(self._clock(), parse_gpus(page))
+            history.add(self._clock(), parse_gpus(page, target.exporter))
+
+    async def _ask_prometheus(
+        self, target: PrometheusTarget, history: PrometheusHistory, access: Access, period: Seconds
+    ) -> None:
+        answer: Mapping[str, GpuReadings] | Refusal
+        try:
+            answer = await ask(target, await access(), now=self._clock(), period=period)
+        except Unavailable as problem:
+            answer = Refusal(reason=Refused.NO_CREDENTIALS, message=str(problem))
+        if isinstance(answer, Refusal):
+            history.refuse(answer)
+        else:
+            history.add(self._clock(), answer)
 
     async def _fetch(self, target: Target, path: str) -> bytes | None:
         """The body of a 200, or None. A connection that the server had closed meanwhile gets a second try."""

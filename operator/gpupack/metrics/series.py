@@ -18,6 +18,7 @@ class Exporter(StrEnum):
 
     VLLM = "vllm:"
     DCGM = "DCGM_FI_"
+    AGENT = "gpupack_agent_"
 
 
 class Kind(StrEnum):
@@ -51,6 +52,8 @@ class Quantity(StrEnum):
     STEP_TOKENS = "step_tokens"
     READ_BYTES = "read_bytes"
     DRAM_ACTIVE = "dram_active"
+    DRAM_BANDWIDTH = "dram_bandwidth"
+    MEMORY_BUSY = "memory_busy"
     FB_USED = "fb_used"
     POWER = "power"
     XID = "xid"

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from gpupack.facts.counter import Counter
 from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, GapSeen, Measured, Missing, Reading
 from gpupack.facts.policy import Policy
 from gpupack.metrics import series
-from gpupack.metrics.prometheus import EnginePage, GpuPage, Histogram
+from gpupack.metrics.prometheus import COUNTERS, EnginePage, GpuPage, Histogram
 from gpupack.metrics.series import Quantity
 from gpupack.units import Seconds
 
@@ -34,12 +35,14 @@ LEARNT_FROM = 4
 """So many changes of a GPU's values must have been seen before their spacing counts as the exporter's period."""
 
 
-def reading(value: float | None, at: float, quantity: Quantity) -> Measured:
+def reading(value: float | None, at: float, quantity: Quantity, origin: str = "") -> Measured:
+    """`origin`: the series it is from, if it is not the first that tells of this quantity."""
+    origin = origin or series.origin(quantity)
     if value is None:
-        return Missing(cause=Cause.NO_SERIES, origin=series.origin(quantity))
+        return Missing(cause=Cause.NO_SERIES, origin=origin)
     if not math.isfinite(value):
-        return Missing(cause=Cause.NOT_FINITE, origin=series.origin(quantity))
-    return Reading(value=value, at=Seconds(at), origin=series.origin(quantity))
+        return Missing(cause=Cause.NOT_FINITE, origin=origin)
+    return Reading(value=value, at=Seconds(at), origin=origin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,10 +438,11 @@ class GpuReadings:
     fb_used: Measured
     power: Measured
     xid: Measured
+    counter: Counter = Counter.DCGM_DRAM_ACTIVE
 
 
 class ExporterHistory:
-    """The last page of one dcgm-exporter, and how often its values change.
+    """The last page of one dcgm-exporter or node agent, and how often its values change.
 
     The text carries no sample time. A value may be as old as the exporter's own period, so its time is the scrape less
     that period: the pool's setting, until the changes themselves have shown a longer or shorter one.
@@ -484,13 +488,44 @@ class ExporterHistory:
             return no_gpu_readings(Cause.STALE if self._failed_at is None else Cause.UNREACHABLE)
         if (page := self._gpus.get(uuid)) is None:
             return no_gpu_readings(Cause.NO_SERIES)
-        sampled = self._at - period
-        return GpuReadings(
-            dram_active=reading(page.dram_active, sampled, Quantity.DRAM_ACTIVE),
-            fb_used=reading(page.fb_used, sampled, Quantity.FB_USED),
-            power=reading(page.power, sampled, Quantity.POWER),
-            xid=reading(page.xid, sampled, Quantity.XID),
-        )
+        return readings_of(page, self._at - period)
+
+
+def readings_of(page: GpuPage, at: float) -> GpuReadings:
+    """What the page says of its GPU, true as of then."""
+
+    def told(value: float | None, quantity: Quantity) -> Measured:
+        return reading(value, at, quantity, page.origin(quantity))
+
+    return GpuReadings(
+        dram_active=told(page.dram_active, COUNTERS[page.counter]),
+        fb_used=told(page.fb_used, Quantity.FB_USED),
+        power=told(page.power, Quantity.POWER),
+        xid=told(page.xid, Quantity.XID),
+        counter=page.counter,
+    )
+
+
+def best_of(found: Sequence[GpuReadings]) -> GpuReadings:
+    """Of several sources of one GPU, each quantity from the first that has it; of DRAM counters, the best there is."""
+    order = list(Counter)
+    dram = min(found, key=lambda each: (isinstance(each.dram_active, Missing), order.index(each.counter)))
+
+    def first(values: Sequence[Measured]) -> Measured:
+        return next((each for each in values if not isinstance(each, Missing)), values[0])
+
+    def worst(values: Sequence[Measured]) -> Measured:
+        """One source that tells an error is enough."""
+        told = [each for each in values if not isinstance(each, Missing)]
+        return max(told, key=lambda each: each.value, default=values[0])
+
+    return GpuReadings(
+        dram_active=dram.dram_active,
+        fb_used=first([each.fb_used for each in found]),
+        power=first([each.power for each in found]),
+        xid=worst([each.xid for each in found]),
+        counter=dram.counter,
+    )
 
 
 def no_gpu_readings(cause: Cause) -> GpuReadings:

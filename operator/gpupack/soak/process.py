@@ -16,6 +16,7 @@ from typing import Protocol
 
 from gpupack import catalog
 from gpupack.decide.learning import Learning, learn
+from gpupack.decide.scaling import with_scales
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, interpret
@@ -219,6 +220,7 @@ class Process:
         facts = interpret(observation)
         if self._learning is not None:
             self._learning = learn(facts, self._learning)
+            observation, facts = with_scales(observation, facts, self._learning.scales)
         outcome = self._reconcile(observation, facts)
         try:
             committed, done = loop.run_until_complete(self._write(scene, outcome, observation))

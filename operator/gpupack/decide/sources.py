@@ -1,0 +1,54 @@
+"""Whether the traffic of every GPU is read, as a condition of the pool: from which counter, or why not and what to do.
+
+What cannot be read moves nothing that runs; how far packing goes without it is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping
+
+from gpupack.decide import explain
+from gpupack.facts.interpretation import Facts
+from gpupack.facts.observation import Cause, Missing
+from gpupack.plan import Condition, ConditionType, Truth
+
+MEASURED, LOOKING, NO_GPU = "Measured", "Looking", "NoGpu"
+TOLD = (MEASURED, NO_GPU, *(each.value for each in Cause), *explain.REFUSALS)
+"""What may stand there and stays while a process that has just begun looks for itself."""
+
+
+def gpus_measured(facts: Facts) -> Condition:
+    if not facts.gpus:
+        return _condition(Truth.UNKNOWN, NO_GPU, explain.no_gpu())
+    missing = {uuid: each.dram_active for uuid, each in facts.gpus.items() if isinstance(each.dram_active, Missing)}
+    problem = facts.source_problem
+    if not missing:
+        counters = sorted({each.counter.value for each in facts.gpus.values()})
+        said = explain.gpus_measured(counters)
+        return _condition(Truth.TRUE, MEASURED, said if problem is None else f"{said} {problem.message}")
+    if _has_just_begun(facts):
+        return _condition(Truth.UNKNOWN, LOOKING, explain.gpus_looked_at(), yields_to=TOLD)
+    said = " ".join(
+        explain.gpus_unmeasured(cause, _of_cause(missing, cause), facts.policy.unmeasured_saturation_ceiling)
+        for cause in sorted({each.cause for each in missing.values()})
+    )
+    if problem is not None:
+        return _condition(Truth.FALSE, problem.reason, f"{problem.message} {said}")
+    tally = Tally(each.cause for each in missing.values())
+    return _condition(Truth.FALSE, min(tally, key=lambda cause: (-tally[cause], cause)).value, said)
+
+
+def _of_cause(missing: Mapping[str, Missing], cause: Cause) -> list[str]:
+    return sorted(uuid for uuid, each in missing.items() if each.cause is cause)
+
+
+def _has_just_begun(facts: Facts) -> bool:
+    limit = facts.policy.dcgm_period * facts.policy.stale_periods
+    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < limit
+
+
+def _condition(truth: Truth, reason: str, message: str, yields_to: tuple[str, ...] = ()) -> Condition:
+    return Condition(
+        type=ConditionType.GPUS_MEASURED, truth=truth, reason=reason, message=message, yields_to=yields_to
+    )  # fmt: skip
