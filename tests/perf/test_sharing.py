@@ -22,8 +22,16 @@ from .engines import CHAT, H100, gpus, group, groups
 SHARED = st.sampled_from((Sharing.MPS, Sharing.TIME_SLICING))
 
 
+EDGE = group(
+    "qwen2.5-0.5b", batch=388, replicas=2, rate=110.0, batched_tokens=512, version="0.5.2",
+    lengths=Lengths(input_mean=8.0, output_mean=242.0, input_cv=0.0, output_cv=0.5),
+)  # fmt: skip
+"""Its full engines would have time to spare, and by the visits of its half empty ones they would fill."""
+
+
 @settings(max_examples=300, deadline=None)
 @given(gpu=gpus, mix=st.lists(groups, min_size=1, max_size=3), sharing=SHARED)
+@example(gpu=H100, mix=[EDGE], sharing=Sharing.TIME_SLICING)
 def test_every_prediction_is_possible(gpu: GpuKind, mix: list[EngineGroup], sharing: Sharing) -> None:
     answer = predict(gpu, tuple(mix), sharing)
     assert 0 <= answer.dram_active <= answer.dram_active_max <= 1

@@ -112,7 +112,7 @@ def _first_tokens(group: EngineGroup, each: Engines, requests: float) -> tuple[f
     """Mean, p95 and p99 of the time to the first token where all requests of an engine wait at the start.
 
     The first n are prefilled one after the other; the k-th of the others starts with the k-th end, which n slots that
-    began together reach at (k/n + (1 - cv^2)/2) lives (renewal theory).
+    began together reach at (k/n + (1 - cv^2)/2) lives (renewal theory), and none before the first n.
     """
     running = min(each.running, requests)
     cycle = each.batch.cycle(running)
@@ -121,14 +121,16 @@ def _first_tokens(group: EngineGroup, each: Engines, requests: float) -> tuple[f
     intake = requests * group.coefficients.ingest_per_request if group.coefficients.ingest_stalls else 0.0
     late = max(0.0, (1 - each.batch.output_cv**2) / 2)
     waiting = requests - running
+    behind = min(waiting, max(0.0, wave / life - late) * running)  # so many wait for the wave, not for an end
 
     def at(share: float) -> float:
         place = share * requests
         if place <= running:
             return intake + place / running * wave
-        return intake + life * ((place - running) / running + late)
+        return intake + max(wave, life * ((place - running) / running + late))
 
-    mean = running * wave / 2 + waiting * life * (waiting / running / 2 + late)
+    ended = waiting - behind
+    mean = running * wave / 2 + behind * wave + ended * life * ((behind + ended / 2) / running + late)
     return intake + mean / requests, at(0.95), at(0.99)
 
 

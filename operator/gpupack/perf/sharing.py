@@ -34,6 +34,7 @@ _SETTLED = 1e-6
 # Requests a second below which a group is taken to have that many: formulas divide by the rate.
 _LEAST_RATE = 1e-6
 _ROUNDS = 60
+_SWING = 0.7  # of the last move: who swings back so far is led half as far from then on
 _CONTENTION_ROUNDS = 12
 _HALVINGS = 14
 
@@ -94,17 +95,31 @@ def steady(gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing) -> t
     if sharing is Sharing.EXCLUSIVE and count > 1:
         raise Invalid("sharing", f"{count} engines cannot have one GPU exclusively", "choose MPS or one replica")
     now = [_start(gpu, group) for group in groups]
+    moves, weights = [0.0] * len(now), [1.0] * len(now)
     for _ in range(_ROUNDS):
         now = with_contention(now, [each.cycle.whole for each in now], groups, sharing)
-        moved = 0.0
+        furthest = 0.0
         for index, each in enumerate(now):
             if each.offered is not None:
                 fresh = _occupied(each, groups[index].router)
-                moved = max(moved, abs(fresh.running - each.running) / each.batch.running_most)
-                now[index] = fresh
-        if moved < _SETTLED:
+                move = fresh.running - each.running
+                if move * moves[index] < -_SWING * moves[index] ** 2:
+                    weights[index] /= 2
+                furthest = max(furthest, abs(move) / each.batch.running_most)
+                moves[index], now[index] = move, _part_way(each, fresh, weights[index])
+        if furthest < _SETTLED:
             break
     return tuple(now)
+
+
+def _part_way(before: Engines, after: Engines, weight: float) -> Engines:
+    """Where full engines would have time to spare and engines with time to spare would fill, the batch is between."""
+    if weight == 1:
+        return after
+    return after._replace(
+        running=before.running + weight * (after.running - before.running),
+        active=before.active + weight * (after.active - before.active),
+    )
 
 
 def itl_at(
@@ -202,6 +217,8 @@ def _occupied(each: Engines, router: Router) -> Engines:
     beside = around + 1 + 0.1 * around
     here, there = (each.batch.cycle(n).seconds(each.stretch) for n in (around, beside))
     slope = max((there - here) / (beside - around), 1e-12)
+    if slope * around > here:  # steeper than a line through nothing, where prompts crowd the steps
+        slope = here / around
     fixed = max(here - slope * around, 1e-12)
     joined = each.replicas if router is Router.LEAST_LOADED else 1
     queue = slots(each.offered * joined, fixed, slope / joined, most * joined, each.batch.output_mean)
