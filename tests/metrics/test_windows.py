@@ -264,6 +264,15 @@ def test_the_exporters_period_is_learnt_from_its_changes() -> None:
     assert dram.at == 1059.0 - 5.0
 
 
+def test_values_of_an_idle_gpu_are_no_older_because_they_seldom_change() -> None:
+    history = ExporterHistory()
+    for tick in range(400):  # an engine comes or goes every minute; nothing else happens
+        history.add(1000.0 + tick, _gpu(tick // 60 / 100))
+    dram = history.readings("GPU-1", 1400.0, 5.0, 3).dram_active
+    assert isinstance(dram, Reading)
+    assert dram.at == 1399.0 - 5.0
+
+
 def test_a_gpu_is_missing_when_its_exporter_is_silent_or_does_not_name_it() -> None:
     history = ExporterHistory()
     assert _cause(history.readings("GPU-1", 0.0, 30.0, 3).fb_used) is Cause.UNREACHABLE

@@ -445,7 +445,8 @@ class ExporterHistory:
     """The last page of one dcgm-exporter or node agent, and how often its values change.
 
     The text carries no sample time. A value may be as old as the exporter's own period, so its time is the scrape less
-    that period: the pool's setting, until the changes themselves have shown a longer or shorter one.
+    that period: the pool's setting, until the changes themselves have shown a shorter one. Seldom changes show nothing:
+    an idle GPU has the same values for hours, and they are no older for that.
     """
 
     def __init__(self) -> None:
@@ -470,7 +471,7 @@ class ExporterHistory:
         """Seconds between two samples of the exporter: the median gap between changes, once enough were seen."""
         if len(self._changes) < LEARNT_FROM:
             return declared
-        return statistics.median(late - early for early, late in pairwise(self._changes))
+        return min(declared, statistics.median(late - early for early, late in pairwise(self._changes)))
 
     @property
     def uuids(self) -> tuple[str, ...]:
@@ -483,12 +484,11 @@ class ExporterHistory:
     def readings(self, uuid: str, at: float, declared: float, stale_periods: int) -> GpuReadings:
         if self._at is None:
             return no_gpu_readings(Cause.UNREACHABLE)
-        period = self.period(declared)
-        if not 0 <= at - self._at <= stale_periods * max(period, declared):
+        if not 0 <= at - self._at <= stale_periods * declared:
             return no_gpu_readings(Cause.STALE if self._failed_at is None else Cause.UNREACHABLE)
         if (page := self._gpus.get(uuid)) is None:
             return no_gpu_readings(Cause.NO_SERIES)
-        return readings_of(page, self._at - period)
+        return readings_of(page, self._at - self.period(declared))
 
 
 def readings_of(page: GpuPage, at: float) -> GpuReadings:
