@@ -26,8 +26,8 @@ from .journey import (
 )  # fmt: skip
 from .proxy import Proxy
 
-PATIENCE_SECONDS = 300.0
-"""A watch that is open and silent is noticed after 90 s, and in a storm the next one may be silent as well."""
+PATIENCE_SECONDS = 150.0
+"""A watch that is open and silent is noticed after 90 s."""
 MET = ("DemandMet", "GoesPast", "HeldByOthers")
 """The manual count is there; the three engines together are past a ceiling, and one alone holds the GPU, and say so."""
 LOST = "lost"
