@@ -31,7 +31,7 @@ def test_while_engines_do_not_tell_their_load_no_replica_comes_or_goes(journey: 
     assert "Nothing is added or removed meanwhile" in message
     assert journey.condition("chat", "Packed")[:2] == ("Unknown", "DataMissing")
     journey.load("chat", rate=MORE)
-    journey.holds_for(12, "nothing is added or removed", lambda: journey.names("chat") == names)
+    journey.holds_for(9, "nothing is added or removed", lambda: journey.names("chat") == names)
 
     break_engines(journey, "none")
     journey.until("replicas are added again", lambda: len(journey.names("chat")) > 2)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from .journey import LARGER, Journey, manual
 
-TEMPLATE_EDITS: list[Any] = [
-    pytest.param({"engine": {"image": "vllm/vllm-openai:v0.33.1"}}, "v0.33.1", id="image"),
-    pytest.param({"engine": {"args": ["--enable-prefix-caching"]}}, "--enable-prefix-caching", id="args"),
-    pytest.param({"model": {"maxModelLen": 3072}}, "--max-model-len=3072", id="maxModelLen"),
-]
+EDITS: dict[str, tuple[dict[str, Any], str]] = {
+    "image": ({"engine": {"image": "vllm/vllm-openai:v0.33.1"}}, "v0.33.1"),
+    "args": ({"engine": {"args": ["--enable-prefix-caching"]}}, "--enable-prefix-caching"),
+    "length": ({"model": {"maxModelLen": 3072}}, "--max-model-len=3072"),
+}
+"""Of each serving: what becomes of its spec, and what its pods show then."""
 
 GARBAGE_SECONDS = 60.0
 """The garbage collector of a new cluster learns of new kinds every 30 seconds only."""
@@ -26,22 +25,22 @@ def test_a_serving_becomes_ready_as_kubectl_wait_tells(journey: Journey) -> None
     assert journey.stage.cluster.kubectl("wait", "--for=condition=Ready", "gpool/default", "--timeout=10s")
 
 
-@pytest.mark.parametrize(("edit", "shows"), TEMPLATE_EDITS)
-def test_an_edited_serving_gets_new_pods_one_by_one_and_serves_on(
-    journey: Journey, edit: dict[str, Any], shows: str
-) -> None:
+def test_edited_servings_get_new_pods_one_by_one_and_serve_on(journey: Journey) -> None:
     aborted = journey.aborted()
-    journey.apply(manual("chat", 2))
-    journey.until_ready("chat", 2)
-    journey.load("chat", rate=20)
-    old, mark = journey.names("chat"), journey.history.mark()
-    journey.edit("chat", **edit)
-    journey.until("no old pod is left", lambda: not old & journey.names("chat"))
-    journey.until_ready("chat", 2)
-    for pod in journey.stage.pods("chat"):
-        container = pod["spec"]["containers"][0]
-        assert shows in [container["image"].rpartition(":")[2], *container["args"]]
-    assert journey.fewest_serving("chat", mark) >= 2 - 1
+    journey.apply(*(manual(name, 2) for name in EDITS))
+    for name in EDITS:
+        journey.until_ready(name, 2)
+        journey.load(name, rate=10)
+    old, mark = {name: journey.names(name) for name in EDITS}, journey.history.mark()
+    for name, (edit, _) in EDITS.items():
+        journey.edit(name, **edit)
+    for name, (_, shows) in EDITS.items():
+        journey.until(f"no old pod of {name} is left", lambda name=name: not old[name] & journey.names(name), 90)
+        journey.until_ready(name, 2)
+        for pod in journey.stage.pods(name):
+            container = pod["spec"]["containers"][0]
+            assert shows in [container["image"].rpartition(":")[2], *container["args"]]
+        assert journey.fewest_serving(name, mark) >= 2 - 1
     assert journey.history.starting_together(journey.mark) == []
     assert journey.restarts() == 0
     assert journey.aborted() == aborted
