@@ -47,8 +47,8 @@ docs: install ## Build the documentation's site into build/docs; a warning is an
 controlplane: install ## Get the Kubernetes control plane's programs, and say where they are.
 	$(BIN)/python -m gpupack.node.binaries
 
-e2e: install ## The journeys, on a real control plane with the virtual GPU node.
-	$(BIN)/pytest e2e
+e2e: install ## The journeys, on real control planes with virtual GPU nodes, two at a time: they mostly wait.
+	$(BIN)/pytest e2e --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 e2e-vllm: install ## The real vLLM (its CPU build, 6 GB in an environment of its own) as an engine pod; what we know of it.
 	$(BIN)/pytest e2e/vllm/real_engine.py

@@ -1,7 +1,8 @@
 """What every journey stands on: one control plane with a virtual GPU node and the operator, cleared between journeys.
 
-Starting them takes ten seconds and two cores, so all journeys share them. What must hold in every journey is looked at
-once, at the end: nobody of ours was refused by RBAC, and nothing of ours ever had a finalizer or a Kopf annotation.
+Starting them takes ten seconds and two cores, so all journeys of a process share them. What must hold in every journey
+is looked at once, at the end: nobody of ours was refused by RBAC, and nothing of ours ever had a finalizer or a Kopf
+annotation. Of several processes, each leaves to the others what its operator asked of the API.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gpupack.demo.stage import NODE, OPERATOR, Stage
+from gpupack.demo.stage import ACCOUNT, NODE, OPERATOR, Stage
 from gpupack.errors import Unavailable
 from gpupack.node import binaries
 from gpupack.node.controlplane import ControlPlane
@@ -22,6 +23,7 @@ from gpupack.node.controlplane import ControlPlane
 from .history import History
 from .journey import NODE_ARGUMENTS, PROCESS_IMAGE, Journey, write_image
 from .kind.joined import JoinedCluster
+from .processes import Processes, asked_of
 
 LOGS = Path(__file__).parent / ".out"
 HPA_OFTEN = ("--horizontal-pod-autoscaler-sync-period=2s",)
@@ -29,6 +31,7 @@ FAILED = pytest.StashKey[bool]()
 GIVEN_CLUSTER, GIVEN_AUDIT_LOG = "GPUPACK_E2E_KUBECONFIG", "GPUPACK_E2E_AUDIT_LOG"
 LAST = "test_roles.py"
 """Looks back at all journeys."""
+WORKER, WORKERS = "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +55,23 @@ def programs() -> binaries.Binaries:
 
 
 @pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    """What the operators of this run's processes asked of the API."""
+    base = tmp_path_factory.getbasetemp()
+    worker = os.environ.get(WORKER)
+    if worker is None:
+        return Processes(base, "alone", 1)
+    return Processes(base.parent, worker, int(os.environ[WORKERS]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def left_to_others(processes: Processes) -> Iterator[None]:
+    """Also from a process that had no journey."""
+    yield
+    processes.leave()
+
+
+@pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     """A control plane with an audit log, or the cluster that stands already. Its logs stay in .out/ if one failed."""
     if (given := os.environ.get(GIVEN_CLUSTER)) is not None:
@@ -69,7 +89,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="session")
-def stage(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(cluster: ControlPlane, processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     image = tmp_path_factory.mktemp("image")
     write_image(image)
@@ -77,6 +97,7 @@ def stage(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
     with Stage(cluster, folder, node_arguments=arguments) as stage:
         stage.start_operator()
         yield stage
+        processes.note(asked_of(cluster, ACCOUNT))
 
 
 @pytest.fixture(scope="session")

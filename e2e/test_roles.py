@@ -10,8 +10,9 @@ import yaml
 from gpupack.demo.stage import ACCOUNT, Stage, shipped
 
 from .history import History
+from .processes import Asked, Processes, asked_of
 
-CREATED = 201
+CREATED, DENIED = 201, 403
 
 
 def granted() -> set[tuple[str, str]]:
@@ -24,21 +25,20 @@ def granted() -> set[tuple[str, str]]:
     return {(verb, what) for rule in rules for what in rule["resources"] for verb in rule["verbs"]}
 
 
-def used(stage: Stage) -> set[tuple[str, str]]:
-    """What the audit log has of the operator. An apply that made the object needs `create` besides `patch`."""
-    events = [each for each in stage.cluster.audit_events() if each.user == ACCOUNT and each.resource]
-    made = {("create", each.resource) for each in events if each.verb == "patch" and each.code == CREATED}
-    return {(each.verb, each.resource) for each in events} | made
+def used(asked: frozenset[Asked]) -> set[tuple[str, str]]:
+    """An apply that made the object needs `create` besides `patch`."""
+    made = {("create", each.resource) for each in asked if each.verb == "patch" and each.code == CREATED}
+    return {(each.verb, each.resource) for each in asked} | made
 
 
 def test_every_verb_that_is_granted_was_used_and_nothing_was_denied(
-    stage: Stage, history: History, request: pytest.FixtureRequest
+    stage: Stage, history: History, processes: Processes, request: pytest.FixtureRequest
 ) -> None:
     files = {item.path.name for item in request.session.items}
     if files != {path.name for path in Path(__file__).parent.glob("test_*.py")}:
         pytest.skip("only after all journeys is it known what was not used: run the whole of e2e")
-    denied = [each for each in stage.cluster.audit_events() if each.user == ACCOUNT and each.code == 403]
-    assert denied == []
+    asked = processes.others() | asked_of(stage.cluster, ACCOUNT)
+    assert [each for each in asked if each.code == DENIED] == []
     assert history.foreign_marks() == []
-    assert used(stage) >= granted(), "granted and never used"
-    assert used(stage) <= granted(), "allowed by another role"
+    assert used(asked) >= granted(), "granted and never used"
+    assert used(asked) <= granted(), "allowed by another role"
