@@ -97,6 +97,11 @@ _REPLICAS = Row(title="Replicas", panels=(
         unit=Unit.PER_SECOND, width=6,
         queries=(Query(expr=f"sum by (pod) ({rate('vllm:num_preemptions_total', _ENGINES)})", legend="{{pod}}"),),
     ),
+    Panel(
+        title="DRAM activity", meaning="Its part of what each GPU reads and writes, by what its engines say they read. "
+        "Device-wide counters cannot tell.", unit=Unit.RATIO, most=1.0, width=24, stacked=True,
+        queries=(Query(expr=f"max by (gpu) (gpupack_serving_dram_active_ratio{{{_TOLD}}})", legend="{{gpu}}"),),
+    ),
 ))  # fmt: skip
 
 _STEPS = Row(title="The last step that was judged, on each GPU", panels=(

@@ -225,6 +225,10 @@ def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
         "gpupack_gpu_memory_bytes", "Device memory of a GPU of the pool", labels=["pool", "kind", *on]
     )
     gauges = [(GaugeMetricFamily(name, text, labels=on), value) for name, text, value in _GPU_GAUGES]
+    part = GaugeMetricFamily(
+        "gpupack_serving_dram_active_ratio", "A serving's part of the DRAM activity of a GPU, by what its engines say "
+        "they read", labels=[*on, *of],
+    )  # fmt: skip
     rate = GaugeMetricFamily("gpupack_serving_requests_per_second", "Requests that come to the engines", labels=of)
     running = GaugeMetricFamily("gpupack_serving_running_requests", "Sequences that run in the engines", labels=of)
     latency = GaugeMetricFamily(
@@ -243,6 +247,8 @@ def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
             for family, value in gauges:
                 if (number := value(gpu)) is not None:
                     family.add_metric(where, number)
+            for key, share in sorted(gpu.dram_active_by.items()):
+                part.add_metric([*where, key.namespace, key.name], share)
         for serving in seen.servings:
             who = [serving.key.namespace, serving.key.name]
             for family, number in ((rate, serving.requests_per_second), (running, serving.running)):
@@ -257,7 +263,7 @@ def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
             for name, limit in (("itl", promise.itl), ("ttft", promise.ttft)):
                 if limit is not None:
                     slo.add_metric([key.namespace, key.name, name, promise.statistic.value], limit)
-    yield from (total, *(family for family, _ in gauges), rate, running, latency, slo)
+    yield from (total, *(family for family, _ in gauges), part, rate, running, latency, slo)
 
 
 def _experiments(ticks: Iterable[Tick]) -> Iterator[Metric]:

@@ -6,13 +6,14 @@ that lacks a part is None. Nothing is decided on this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, Known, Traffic, interpret
 from gpupack.facts.observation import Cause, EngineSeen, Measured, Missing, Observation, Phase, Reading, ReplicaSeen
 from gpupack.facts.serving import ServingKey
+from gpupack.facts.share import shares
 from gpupack.units import Bytes, PerSecond, Ratio, Seconds, Watts
 
 _NO_WINDOW = Missing(cause=Cause.NO_SERIES, origin="window")
@@ -21,7 +22,8 @@ _NO_WINDOW = Missing(cause=Cause.NO_SERIES, origin="window")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuGlance:
     """`ready` engines of ours serve. `attainable` is the DRAM activity that the engines of its last replica's time were
-    predicted to reach at most; `tokens_per_second` counts prompts and answers over the shortest window.
+    predicted to reach at most; `tokens_per_second` counts prompts and answers over the shortest window. `dram_active_by`
+    has the parts of the servings that can be told apart.
     """
 
     gpu: Gpu
@@ -31,6 +33,7 @@ class GpuGlance:
     memory_used: Bytes | None
     power: Watts | None
     tokens_per_second: float | None
+    dram_active_by: Mapping[ServingKey, Ratio]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,17 @@ def _gpu(facts: Facts, uuid: str, power: Measured, engines: dict[str, EngineSeen
         memory_used=None if memory is None else Bytes(round(memory)),
         power=None if watts is None else Watts(watts),
         tokens_per_second=_sum([rate for each in ready for rate in _token_rates(engines.get(each.name))]),
+        dram_active_by=_by_serving(facts, uuid),
     )
+
+
+def _by_serving(facts: Facts, uuid: str) -> dict[ServingKey, Ratio]:
+    found = shares(facts, uuid)
+    parts: dict[ServingKey, list[float | None]] = {}
+    for each in facts.replicas_on.get(uuid, ()):
+        if each.name in found:
+            parts.setdefault(each.serving, []).append(_number(found[each.name]))
+    return {key: Ratio(total) for key, of_one in parts.items() if (total := _sum(of_one)) is not None}
 
 
 def _token_rates(engine: EngineSeen | None) -> tuple[float | None, float | None]:
