@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +22,10 @@ from dashboards.serving import SERVING
 from gpupack.demo.stage import Stage, wait_for
 from gpupack.errors import Unavailable
 from gpupack.node import binaries
-from gpupack.node.controlplane import free_ports
-from gpupack.node.keeper import Keeper
 from gpupack.node.virtual_node import EXPORTER_NAMESPACE, EXPORTER_PORT
 
 from .journey import CHAT, LENGTHS, Journey
+from .prometheus import Prometheus, found, prometheus
 
 CHART = Path(__file__).parents[1] / "charts" / "gpupack"
 MONITORS = ("ServiceMonitor", "PodMonitor")
@@ -37,7 +35,6 @@ RATE = 20.0
 """Requests a second, which one engine of CHAT carries easily."""
 WINDOW = "8s"
 """What Grafana makes of $__rate_interval: some scrapes."""
-STARTING_SECONDS = 20.0
 SHOWN_SECONDS = 30.0
 
 POSSIBLE: Mapping[Unit, tuple[float, float]] = {
@@ -53,35 +50,6 @@ POSSIBLE: Mapping[Unit, tuple[float, float]] = {
     Unit.JOULES_PER_TOKEN: (1e-4, 1),
 }
 """Where the largest figure of a panel lies with H100s and one small model; another unit's would fall out."""
-
-
-class Prometheus:
-    """A real one, asked over its API."""
-
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1", trust_env=False, timeout=10.0)
-
-    def answers(self) -> bool:
-        try:
-            return self._client.get("/status/buildinfo").is_success
-        except httpx.TransportError:
-            return False
-
-    def series(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each; an expression that Prometheus does not understand fails."""
-        answer = self._client.get("/query", params={"query": expression})
-        assert answer.is_success, f"{expression}: {answer.text}"
-        return [(each["metric"], float(each["value"][1])) for each in answer.json()["data"]["result"]]
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def found(program: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed: apt-get install prometheus")
-    return path
 
 
 def monitors() -> dict[str, dict[str, Any]]:
@@ -152,32 +120,6 @@ def operator(stage: Stage, monitor: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextlib.contextmanager
-def prometheus(stage: Stage, folder: Path) -> Iterator[Prometheus]:
-    program, told = found("prometheus"), monitors()
-    config = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [operator(stage, told["ServiceMonitor"]), engines(stage, told["PodMonitor"])],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    (port,) = free_ports(1)
-    command = [
-        program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]  # fmt: skip
-    logs = folder / "logs"
-    logs.mkdir()
-    with Keeper(logs) as keeper:
-        keeper.start("prometheus", command)
-        asked = Prometheus(f"http://127.0.0.1:{port}")
-        try:
-            wait_for(asked.answers, STARTING_SECONDS, f"Prometheus answers: {keeper.log('prometheus')}")
-            yield asked
-        finally:
-            asked.close()
-            keeper.stop("prometheus")
-
-
 def chosen(asked: Prometheus, page: Page) -> dict[str, str]:
     """What Grafana puts in place of a page's variables when nobody has chosen yet: the first of each."""
     values = {"__rate_interval": WINDOW}
@@ -242,7 +184,9 @@ def test_every_panel_shows_the_twin_in_finite_figures_of_its_unit(journey: Journ
     journey.until_ready("chat")
     journey.load("chat", rate=RATE)
     journey.until("a step is judged", lambda: journey.status("chat").get("experiment", {}).get("verdict"))
-    with prometheus(journey.stage, tmp_path) as asked:
+    told = monitors()
+    scraped = [operator(journey.stage, told["ServiceMonitor"]), engines(journey.stage, told["PodMonitor"])]
+    with prometheus(tmp_path, scraped) as asked:
         with contextlib.suppress(Unavailable):
             wait_for(lambda: not empty(asked), SHOWN_SECONDS, "every panel shows something")
         assert empty(asked) == []

@@ -19,8 +19,9 @@ def granted() -> set[tuple[str, str]]:
     """Verb and resource of every rule of the operator's roles: the one that it always has, and the optional one."""
     texts = (shipped("deploy") / name for name in ("rbac.yaml", "inference-pools.yaml"))
     documents = [each for text in texts for each in yaml.safe_load_all(text.read_text())]
-    names = {each["roleRef"]["name"] for each in documents if each["kind"] == "ClusterRoleBinding"}
-    roles = [each for each in documents if each["kind"] == "ClusterRole" and each["metadata"]["name"] in names]
+    bound = [each["roleRef"] for each in documents if each["kind"].endswith("RoleBinding")]
+    names = {(each["kind"], each["name"]) for each in bound}
+    roles = [each for each in documents if (each["kind"], each.get("metadata", {}).get("name")) in names]
     rules = [rule for role in roles for rule in role["rules"]]
     return {(verb, what) for rule in rules for what in rule["resources"] for verb in rule["verbs"]}
 
