@@ -103,7 +103,7 @@ def _spellings() -> Iterator[tuple[str, _Spelling]]:
 
 
 _SPELLINGS: Mapping[str, _Spelling] = dict(_spellings())
-ASKED = (Quantity.DRAM_ACTIVE, Quantity.FB_USED, Quantity.POWER)
+ASKED = (Quantity.DRAM_ACTIVE, Quantity.FB_USED, Quantity.POWER, Quantity.XID)
 
 
 def built_in(quantity: Quantity, look_back: Seconds) -> str:
@@ -277,6 +277,7 @@ def _readings(found: Mapping[Quantity, Mapping[str, _Found]]) -> dict[str, GpuRe
             dram_active=value(Quantity.DRAM_ACTIVE),
             fb_used=value(Quantity.FB_USED),
             power=value(Quantity.POWER),
+            xid=value(Quantity.XID),
             counter=(dram.counter if dram is not None else None) or Counter.DCGM_DRAM_ACTIVE,
         )
         readings[uuid] = readings_of(page, min(each.at for each in held.values()))
