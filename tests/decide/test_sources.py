@@ -1,0 +1,152 @@
+"""What counters show, what it is on their own scale, and what the pool says of the traffic that it reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from gpupack.decide.scaling import ENOUGH, Samples, sampled, with_scales
+from gpupack.decide.sources import gpus_measured
+from gpupack.facts.counter import Counter, Scale
+from gpupack.facts.interpretation import Facts, interpret
+from gpupack.facts.observation import Cause, Missing, Observation, Reading, SourceProblem
+from gpupack.plan import Truth
+from gpupack.units import Seconds
+
+from ..strategies import NOON
+from .boards import A, seen
+
+KIND = "H100-80GB"
+TWO = "gpus: {a: , b: {node: node-1}}\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: a, age: 100}]"
+AGENT = Counter.GPM_DRAM_BANDWIDTH
+
+
+def showing(
+    value: float | Cause, counter: Counter = Counter.DCGM_DRAM_ACTIVE, scales: tuple[Scale, ...] = ()
+) -> Observation:
+    """Both GPUs' counters show this, or are missing for that cause."""
+    observation = seen(TWO)
+    told: Reading | Missing = (
+        Missing(cause=value, origin="a series")
+        if isinstance(value, Cause)
+        else Reading(value=value, at=Seconds(NOON - 1.0), origin="a series")
+    )
+    gpus = tuple(replace(each, dram_active=told, counter=counter) for each in observation.gpus)
+    return replace(observation, gpus=gpus, scales=scales, watched_since=None)
+
+
+def moved(observation: Observation) -> float | Cause:
+    found = interpret(observation).gpus[A].dram_active
+    return found.cause if isinstance(found, Missing) else found
+
+
+def scale(ratio: float, counter: Counter = AGENT, kind: str = KIND) -> Scale:
+    return Scale(gpu_kind=kind, counter=counter, ratio=ratio, measured_at=Seconds(NOON))
+
+
+# Scales
+
+
+def test_a_counter_is_read_on_its_own_scale_once_that_is_measured() -> None:
+    assert moved(showing(0.4, AGENT)) == 0.4, "a share of the peak is taken at its word until then"
+    assert moved(showing(0.4, AGENT, (scale(0.8),))) == pytest.approx(0.5)
+    assert moved(showing(0.9, AGENT, (scale(0.8),))) == 1.0
+
+
+def test_the_scale_of_another_counter_or_another_kind_of_gpu_is_not_used() -> None:
+    others = (scale(0.5, Counter.DCGM_DRAM_ACTIVE), scale(0.5, AGENT, "A100-80GB"))
+    assert moved(showing(0.4, AGENT, others)) == 0.4
+
+
+def test_a_counter_of_time_says_nothing_until_its_scale_is_measured_nor_when_it_is_always_busy() -> None:
+    busy = Counter.NVML_MEMORY_BUSY
+    assert moved(showing(0.6, busy)) is Cause.NO_SCALE
+    assert moved(showing(0.6, busy, (scale(3.0, busy),))) == pytest.approx(0.2)
+    assert moved(showing(1.0, busy, (scale(3.0, busy),))) is Cause.TOO_COARSE
+
+
+def test_more_than_everything_is_another_unit() -> None:
+    assert moved(showing(55.0)) is Cause.ABSURD
+
+
+def watched(ratios: list[float], share: float = 0.4) -> Samples:
+    samples: Samples = {}
+    for ratio in ratios:
+        samples = sampled(samples, interpret(showing(share * ratio, AGENT)).gpus[A], share)
+    return samples
+
+
+def kept(samples: Samples, scales: tuple[Scale, ...] = ()) -> tuple[Scale, ...]:
+    observation = showing(0.4, AGENT, scales)
+    found, facts = with_scales(observation, interpret(observation), samples)
+    assert facts.scales == found.scales
+    return found.scales
+
+
+def test_enough_samples_that_agree_make_a_scale_and_it_is_measured_once() -> None:
+    assert kept(watched([0.8] * (ENOUGH - 1))) == ()
+    (found,) = kept(watched([0.79, 0.8, 0.81, 0.8, 0.8]))
+    assert (found.gpu_kind, found.counter, found.ratio) == (KIND, AGENT, pytest.approx(0.8, rel=0.01))
+    assert kept(watched([1.2] * ENOUGH), (found,)) == (found,)
+
+
+def test_samples_that_disagree_or_are_too_small_or_impossible_make_none() -> None:
+    assert kept(watched([0.5, 1.0, 0.6, 1.1, 0.7])) == ()
+    assert watched([0.8] * ENOUGH, share=0.02) == {}
+    assert watched([0.1] * ENOUGH) == {}, "a counter that shows a tenth of the traffic does not count it"
+
+
+def test_the_last_samples_count() -> None:
+    (found,) = kept(watched([2.0, 0.4, *[0.8] * ENOUGH]))
+    assert found.ratio == pytest.approx(0.8)
+    assert math.isfinite(found.ratio)
+
+
+# What the pool says
+
+
+def said(observation: Observation) -> tuple[Truth, str, str]:
+    condition = gpus_measured(interpret(observation))
+    return condition.truth, condition.reason, condition.message
+
+
+def test_the_counter_that_is_read_is_named() -> None:
+    assert said(showing(0.4, AGENT)) == (
+        Truth.TRUE, "Measured", "The DRAM traffic of every GPU is read: GpmDramBandwidth.",
+    )  # fmt: skip
+
+
+OF_OTHERS = (Cause.TOO_SHORT, Cause.UNAUTHORIZED, Cause.REFUSED)
+"""Windows of engines, and what the Prometheus itself explains."""
+
+
+@pytest.mark.parametrize("cause", [each for each in Cause if each not in OF_OTHERS])
+def test_every_cause_is_a_reason_with_a_sentence_of_what_to_do(cause: Cause) -> None:
+    truth, reason, message = said(showing(cause))
+    assert (truth, reason) == (Truth.FALSE, cause.value)
+    assert message.endswith(".")
+    assert len(message) > 60
+
+
+def test_a_prometheus_that_refuses_is_the_reason_where_gpus_are_unread_and_a_remark_where_they_are_not() -> None:
+    problem = SourceProblem(reason="Unauthorized", message="It refuses the token.")
+    truth, reason, message = said(replace(showing(Cause.UNAUTHORIZED), source_problem=problem))
+    assert (truth, reason) == (Truth.FALSE, "Unauthorized")
+    assert message.startswith("It refuses the token.")
+    truth, reason, message = said(replace(showing(0.4), source_problem=problem))
+    assert (truth, reason) == (Truth.TRUE, "Measured")
+    assert message.endswith("It refuses the token.")
+
+
+def test_a_process_that_has_just_begun_says_that_it_looks_and_takes_back_nothing() -> None:
+    observation = replace(showing(Cause.NO_SERIES), watched_since=Seconds(NOON - 1.0))
+    condition = gpus_measured(interpret(observation))
+    assert (condition.truth, condition.reason) == (Truth.UNKNOWN, "Looking")
+    assert "Measured" in condition.yields_to
+
+
+def test_without_gpus_nothing_is_to_be_measured() -> None:
+    facts: Facts = replace(interpret(showing(0.4)), gpus={})
+    assert gpus_measured(facts).truth is Truth.UNKNOWN
