@@ -32,8 +32,9 @@ from gpupack.node.controlplane import ControlPlane
 MIB = 2**20
 MODELS = ("llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "opt-1.3b", "qwen2.5-1.5b")
 START_SECONDS = 1500.0
-QUIET_SECONDS = 180.0
-"""Longer than a verdict takes on the slowest serving here: the experiment of its last step, and its promise."""
+QUIET_SECONDS = 330.0
+"""Longer than what is learnt from the load waits to be written first, and than a verdict takes on the slowest serving
+here."""
 QUIET_AFTER_SECONDS = 1500.0
 
 
