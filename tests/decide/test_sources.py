@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 
-from gpupack.decide.scaling import ENOUGH, Samples, sampled, with_scales
-from gpupack.decide.sources import gpus_measured
+from gpupack.decide.sources import TOLD, gpus_measured
 from gpupack.facts.counter import Counter, Scale
 from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.observation import Cause, Missing, Observation, Reading, SourceProblem
+from gpupack.facts.policy import Policy
 from gpupack.plan import Truth
 from gpupack.units import Seconds
 
-from ..strategies import NOON
+from ..strategies import NOON, gpu
 from .boards import A, seen
 
 KIND = "H100-80GB"
@@ -71,39 +70,6 @@ def test_more_than_everything_is_another_unit() -> None:
     assert moved(showing(55.0)) is Cause.ABSURD
 
 
-def watched(ratios: list[float], share: float = 0.4) -> Samples:
-    samples: Samples = {}
-    for ratio in ratios:
-        samples = sampled(samples, interpret(showing(share * ratio, AGENT)).gpus[A], share)
-    return samples
-
-
-def kept(samples: Samples, scales: tuple[Scale, ...] = ()) -> tuple[Scale, ...]:
-    observation = showing(0.4, AGENT, scales)
-    found, facts = with_scales(observation, interpret(observation), samples)
-    assert facts.scales == found.scales
-    return found.scales
-
-
-def test_enough_samples_that_agree_make_a_scale_and_it_is_measured_once() -> None:
-    assert kept(watched([0.8] * (ENOUGH - 1))) == ()
-    (found,) = kept(watched([0.79, 0.8, 0.81, 0.8, 0.8]))
-    assert (found.gpu_kind, found.counter, found.ratio) == (KIND, AGENT, pytest.approx(0.8, rel=0.01))
-    assert kept(watched([1.2] * ENOUGH), (found,)) == (found,)
-
-
-def test_samples_that_disagree_or_are_too_small_or_impossible_make_none() -> None:
-    assert kept(watched([0.5, 1.0, 0.6, 1.1, 0.7])) == ()
-    assert watched([0.8] * ENOUGH, share=0.02) == {}
-    assert watched([0.1] * ENOUGH) == {}, "a counter that shows a tenth of the traffic does not count it"
-
-
-def test_the_last_samples_count() -> None:
-    (found,) = kept(watched([2.0, 0.4, *[0.8] * ENOUGH]))
-    assert found.ratio == pytest.approx(0.8)
-    assert math.isfinite(found.ratio)
-
-
 # What the pool says
 
 
@@ -140,13 +106,40 @@ def test_a_prometheus_that_refuses_is_the_reason_where_gpus_are_unread_and_a_rem
     assert message.endswith("It refuses the token.")
 
 
-def test_a_process_that_has_just_begun_says_that_it_looks_and_takes_back_nothing() -> None:
-    observation = replace(showing(Cause.NO_SERIES), watched_since=Seconds(NOON - 1.0))
-    condition = gpus_measured(interpret(observation))
-    assert (condition.truth, condition.reason) == (Truth.UNKNOWN, "Looking")
-    assert "Measured" in condition.yields_to
+def each_showing(*values: float | Cause) -> Observation:
+    """As many GPUs, each with what its counter shows."""
+    told = [showing(each).gpus[0] for each in values]
+    gpus = tuple(replace(each, gpu=gpu(number)) for number, each in enumerate(told))
+    return replace(showing(0.4), gpus=gpus)
+
+
+def test_the_reason_is_the_commonest_cause_and_of_equals_the_first_by_name() -> None:
+    assert said(each_showing(Cause.ABSURD, Cause.STALE, Cause.STALE))[1] == "Stale"
+    assert said(each_showing(Cause.STALE, Cause.ABSURD))[1] == "Absurd"
+
+
+def test_each_cause_is_said_with_its_own_gpus() -> None:
+    absurd, stale = said(each_showing(Cause.STALE, 0.5, Cause.ABSURD))[2].split("The last readings")
+    named = [[number for number in range(3) if gpu(number).uuid[:12] in each] for each in (absurd, stale)]
+    assert named == [[2], [0]]
+
+
+LIMIT = Policy().dcgm_period * Policy().stale_periods
+
+
+@pytest.mark.parametrize(
+    ("since", "looks"), [(0.0, True), (LIMIT - 1.0, True), (LIMIT, False), (-1.0, False), (None, False)]
+)
+def test_a_process_that_has_just_begun_says_that_it_looks_and_takes_back_nothing(
+    since: float | None, looks: bool
+) -> None:
+    began = None if since is None else Seconds(NOON - since)
+    condition = gpus_measured(interpret(replace(showing(Cause.NO_SERIES), watched_since=began)))
+    assert (condition.truth is Truth.UNKNOWN, condition.reason == "Looking") == (looks, looks)
+    assert condition.yields_to == (TOLD if looks else ())
+    assert {"Measured", "NoGpu", "QueryRefused", *(each.value for each in Cause)} <= set(TOLD)
 
 
 def test_without_gpus_nothing_is_to_be_measured() -> None:
     facts: Facts = replace(interpret(showing(0.4)), gpus={})
-    assert gpus_measured(facts).truth is Truth.UNKNOWN
+    assert (gpus_measured(facts).truth, gpus_measured(facts).reason) == (Truth.UNKNOWN, "NoGpu")

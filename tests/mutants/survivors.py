@@ -2,8 +2,9 @@
 
 `make mutation MODULES='hold steps'`. The tests of `TESTS` are collected once and run once to see which lines each of
 them executes. A mutant is the code of one function, put into the place of the real one in a child of this process; it
-faces the tests that execute its lines, the quickest first, until one fails or `--seconds` of tests have passed. What
-never ends counts as noticed. Nothing is written; what survives is printed, one a line.
+faces the tests that execute its lines, those named after the module and then the quickest first, until one fails or
+`--seconds` of tests have passed. What never ends counts as noticed. Nothing is written; what survives is printed, one a
+line.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class Baseline:
     failed: set[str] = field(default_factory=set)
     by_line: dict[tuple[str, int], set[str]] = field(default_factory=dict)
 
-    def facing(self, lines: Iterable[tuple[str, int]]) -> list[str]:
-        """The tests that execute one of these lines, the quickest first."""
+    def facing(self, module: str, lines: Iterable[tuple[str, int]]) -> list[str]:
+        """The tests that execute one of these lines: those of the module itself, then the quickest first."""
         found = {test for line in lines for test in self.by_line.get(line, ()) if test not in self.failed}
-        return sorted(found, key=lambda each: (self.seconds[each], each))
+        return sorted(found, key=lambda each: (f"/test_{module}.py" not in each, self.seconds[each], each))
 
 
 class Mutation:
@@ -93,7 +94,7 @@ class Mutation:
             if (each.module, each.place, each.old, each.new) in known:
                 skipped += 1
                 continue
-            tests = self._affordable(baseline, baseline.facing(_lines(each)))
+            tests = self._affordable(baseline, baseline.facing(module, _lines(each)))
             noticed = _in_child(lambda each=each, tests=tests: self._noticed(each, tests, baseline))
             if noticed is None:
                 survived += 1
