@@ -242,8 +242,9 @@ class Board:
 
     def tenant(self, uuid: str, key: ServingKey) -> Tenant:
         gpu, serving = self.facts.gpus.get(uuid), self.facts.servings.get(key)
-        together = gpu is not None and gpu.gpu.one_household and serving is not None
-        return key.namespace, serving.household if together and serving is not None else ""
+        if gpu is None or serving is None or not gpu.gpu.one_household:
+            return key.namespace, ""
+        return key.namespace, serving.household
 
     def kind(self, uuid: str) -> GpuKind:
         return self.facts.gpus[uuid].gpu.kind
