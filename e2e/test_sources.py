@@ -39,8 +39,12 @@ def test_a_pool_reads_its_gpus_from_a_prometheus_that_a_secret_makes_trusted(jou
         journey.edit_pool(metrics={"source": "Prometheus", "prometheus": source})
         journey.until("the missing Secret is named", lambda: measured(journey)[1] == "NoCredentials")
         assert f"There is no Secret {NAMESPACE}/{SECRET}" in measured(journey)[2]
-        cluster.kubectl("create", "secret", "generic", SECRET, "-n", NAMESPACE, f"--from-file=ca.crt={certificate}")
+        secret = ("create", "secret", "generic", SECRET, "-n", NAMESPACE)
+        cluster.kubectl(*secret, "--from-literal=token=sesame")
         try:
+            journey.until("the certificate is in doubt", lambda: measured(journey)[1] == "CertificateNotTrusted")
+            cluster.kubectl("delete", "secret", SECRET, "-n", NAMESPACE)
+            cluster.kubectl(*secret, f"--from-file=ca.crt={certificate}")
             journey.until("the GPUs are read", lambda: measured(journey)[:2] == ("True", "Measured"))
             journey.apply(CHAT)
             journey.until_ready("chat")
