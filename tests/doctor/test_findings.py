@@ -13,6 +13,7 @@ from gpupack.catalog import gpu_by_product
 from gpupack.doctor.findings import Finding, Grade, diagnose
 from gpupack.doctor.run import tell
 from gpupack.doctor.survey import INSTALLING, ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.facts.counter import Counter
 from gpupack.kube.node_resource import Device, ForeignClaim, NodeRecord, SliceSeen
 from gpupack.metrics.prometheus import GpuPage
 from gpupack.units import Bytes
@@ -43,6 +44,7 @@ def pod(name: str, node: str, *, namespace: str = "gpu-operator", image: str = "
 
 
 EXPORTER = {"app": "nvidia-dcgm-exporter"}
+AGENT = {"app.kubernetes.io/component": "agent", "app.kubernetes.io/part-of": "gpupack"}
 PAGE = (GpuPage(uuid="GPU-a", dram_active=0.1, fb_used=1e9, power=90.0),)
 READY = ClusterSeen(
     version="v1.37.1",
@@ -80,7 +82,28 @@ BLIND = replace(
     READY, slices=Unseen(why="403 Forbidden"), pods=Unseen(why="403 Forbidden"), nodes=Unseen(why="403 Forbidden"),
     claims=Unseen(why="403 Forbidden"), device_classes=Unseen(why="403 Forbidden"), drivers={}, pages={},
 )  # fmt: skip
-CLUSTERS = {"ready": READY, "stock-device-plugin": STOCK, "short-of-things": SHORT_OF_THINGS, "blind": BLIND}
+WITH_AGENTS = replace(
+    READY,
+    nodes=(node("a"), node("b")),
+    slices=(slice_on("a"), slice_on("b")),
+    drivers={"a": "580.95.5", "b": "580.95.5"},
+    pods=(
+        pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", mps_gate=True),
+        pod("agent-a", "a", namespace="gpupack-system", labels=AGENT),
+        pod("agent-b", "b", namespace="gpupack-system", labels=AGENT),
+    ),
+    pages={
+        "gpupack-system/agent-a": (replace(PAGE[0], counter=Counter.GPM_DRAM_BANDWIDTH),),
+        "gpupack-system/agent-b": (replace(PAGE[0], counter=Counter.NVML_MEMORY_BUSY),),
+    },
+)
+CLUSTERS = {
+    "with-agents": WITH_AGENTS,
+    "ready": READY,
+    "stock-device-plugin": STOCK,
+    "short-of-things": SHORT_OF_THINGS,
+    "blind": BLIND,
+}
 
 
 def found(seen: ClusterSeen) -> tuple[Finding, ...]:

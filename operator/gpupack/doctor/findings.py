@@ -1,8 +1,8 @@
 """What a cluster's state means for gpupack: what will work, what will not, and what to do. Pure.
 
 Each check says one thing in a sentence that a person can act on. Knows what this version of gpupack needs: GPUs that
-NVIDIA's DRA driver publishes or its device plugin offers whole; dcgm-exporter for bandwidth and memory. Which way of
-sharing would be taken, and why no other, are `decide.backends`' words.
+NVIDIA's DRA driver publishes or its device plugin offers whole; dcgm-exporter or the node agent for bandwidth and
+memory. Which way of sharing would be taken, and why no other, are `decide.backends`' words.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpupack.decide.backends import CLASS_COMES, LEAST_KUBERNETES, SET_GATE, weigh
-from gpupack.doctor.survey import ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.doctor.survey import SOURCES, ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.facts.counter import Counter as DramCounter
 from gpupack.facts.gpu import GpuKind
 from gpupack.kube import labels
 from gpupack.kube.node_resource import GpuByProduct, PlacedDevice, devices_of, places_of, unknown_devices_of
 from gpupack.kube.offers import offer_of
+from gpupack.metrics.prometheus import GpuPage
+from gpupack.metrics.series import Exporter
 from gpupack.units import Bytes
 
 LEAST_DRIVER = 580
@@ -286,14 +289,15 @@ def exporters(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Findi
         return
     nodes = {each.node for each in (() if isinstance(seen.slices, Unseen) else seen.slices) if each.devices}
     nodes |= {each.gpu.node for each in _places(seen, gpu_by_product)}
-    running = [each for each in seen.pods if each.is_exporter]
+    running = [each for each in seen.pods if each.exporter is not None]
     without = sorted(nodes - {each.node for each in running})
     if without:
         yield limited(
             "Metrics",
-            f"No dcgm-exporter was found on {_names(without)}: one replica a GPU there, because nobody can tell "
-            "what else holds its memory.",
-            "Install dcgm-exporter (the GPU operator brings it), or name its pods in spec.metrics.dcgm of the GpuPool.",
+            f"No dcgm-exporter and no node agent was found on {_names(without)}: one replica a GPU there, because "
+            "nobody can tell what else holds its memory.",
+            "Install dcgm-exporter (the GPU operator brings it), name its pods in spec.metrics.dcgm of the GpuPool, "
+            "set agent.enabled in the chart, or name a Prometheus that has the series in spec.metrics.prometheus.",
         )
     for pod in running:
         if pod.node in nodes:
@@ -306,7 +310,8 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
         yield unknown(
             "Metrics",
             f"{pod.key} could not be asked: {page.why}",
-            "The operator asks port 9400 of the pod itself; see that a NetworkPolicy lets it in.",
+            f"The operator asks port {SOURCES[pod.exporter or Exporter.DCGM].port} of the pod itself; see that a "
+            "NetworkPolicy lets it in.",
         )
         return
     if not page:
@@ -315,6 +320,9 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
             f"{pod.key} tells of no GPU.",
             "See its log: it may lack the right to profile, or the driver.",
         )
+        return
+    if pod.exporter is Exporter.AGENT:
+        yield _agents(pod, page)
         return
     lacks = []
     if any(each.dram_active is None for each in page):
@@ -333,6 +341,17 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
             "Metrics",
             f"{pod.key} exports DRAM activity and memory of {_count(len(page), 'GPU')}.",
         )
+
+
+def _agents(pod: PodLook, page: tuple[GpuPage, ...]) -> Finding:
+    if any(each.counter is DramCounter.NVML_MEMORY_BUSY or each.dram_active is None for each in page):
+        return limited(
+            "Metrics",
+            f"The node agent {pod.key} tells memory in use and how long it is busy, not how much is moved.",
+            "Its busy times are used once their scale is measured under load; dcgm-exporter with "
+            "DCGM_FI_PROF_DRAM_ACTIVE tells more.",
+        )
+    return good("Metrics", f"The node agent {pod.key} tells DRAM traffic and memory of {_count(len(page), 'GPU')}.")
 
 
 def holders(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:

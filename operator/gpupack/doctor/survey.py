@@ -17,10 +17,14 @@ from gpupack.kube import labels
 from gpupack.kube.api import Api, NotFound
 from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
 from gpupack.kube.offers import mps_gate_of, runtime_class_of
-from gpupack.kube.source_resource import DCGM_POD_LABELS, DCGM_PORT, PodSource
+from gpupack.kube.source_resource import AGENT_POD_LABELS, AGENT_PORT, DCGM_POD_LABELS, DCGM_PORT, PodSource
 from gpupack.metrics.prometheus import GpuPage, parse_gpus
+from gpupack.metrics.series import Exporter
 
-EXPORTERS = PodSource(namespace=None, pod_labels=DCGM_POD_LABELS, port=DCGM_PORT)
+SOURCES = {
+    Exporter.DCGM: PodSource(namespace=None, pod_labels=DCGM_POD_LABELS, port=DCGM_PORT),
+    Exporter.AGENT: PodSource(namespace=None, pod_labels=AGENT_POD_LABELS, port=AGENT_PORT),
+}
 """Where a GpuPool looks for them that does not say."""
 PAGE_SECONDS = 10.0
 WATCHED_GROUPS = ("gpupack.dev/v1alpha1", "resource.k8s.io/v1", "monitoring.coreos.com/v1")
@@ -73,13 +77,14 @@ class PodLook:
         return f"{self.namespace}/{self.name}"
 
     @property
-    def is_exporter(self) -> bool:
-        return EXPORTERS.selects(self.namespace, self.labels)
+    def exporter(self) -> Exporter | None:
+        """What it tells of GPUs as, if it does."""
+        return next((each for each, source in SOURCES.items() if source.selects(self.namespace, self.labels)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSeen:
-    """`slices` hold the driver's version beside them: `drivers` by node. `pages` are of exporters, by pod."""
+    """`slices` hold the driver's version beside them: `drivers` by node. `pages` are those that tell of GPUs, by pod."""
 
     version: str
     served: frozenset[str]
@@ -112,10 +117,10 @@ async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], Non
     pods = raw_pods if isinstance(raw_pods, Unseen) else tuple(pod for each in raw_pods if (pod := _pod(each)))
     pages: dict[str, tuple[GpuPage, ...] | Unseen] = {}
     if not isinstance(pods, Unseen):
-        exporters = [each for each in pods if each.is_exporter]
-        progress(f"{len(exporters)} dcgm-exporters")
-        found = await asyncio.gather(*(_page(api, each, pod_proxy) for each in exporters))
-        pages = dict(zip([each.key for each in exporters], found, strict=True))
+        exporters = [(each, each.exporter) for each in pods if each.exporter is not None]
+        progress(f"{len(exporters)} dcgm-exporters and node agents")
+        found = await asyncio.gather(*(_page(api, each, kind, pod_proxy) for each, kind in exporters))
+        pages = dict(zip([each.key for each, _ in exporters], found, strict=True))
     progress("what you may do here")
     return ClusterSeen(
         version=version,
@@ -170,17 +175,18 @@ async def _may(api: Api, verb: str, group: str, resource: str) -> bool:
     return bool(answer["status"]["allowed"])
 
 
-async def _page(api: Api, pod: PodLook, pod_proxy: str | None) -> tuple[GpuPage, ...] | Unseen:
+async def _page(api: Api, pod: PodLook, kind: Exporter, pod_proxy: str | None) -> tuple[GpuPage, ...] | Unseen:
     """An exporter's page, through the API server's own way to pods, or through a forward proxy that reaches them."""
+    port = SOURCES[kind].port
     try:
         if pod_proxy is None:
-            path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}:{EXPORTERS.port}/proxy/metrics"
-            return parse_gpus(await api.read(path))
+            path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}:{port}/proxy/metrics"
+            return parse_gpus(await api.read(path), kind)
         if pod.address is None:
             return Unseen(why="it has no address yet")
         async with httpx.AsyncClient(proxy=pod_proxy, trust_env=False, timeout=PAGE_SECONDS) as client:
-            answer = await client.get(f"http://{pod.address}:{EXPORTERS.port}/metrics")
-            return parse_gpus(answer.raise_for_status().content)
+            answer = await client.get(f"http://{pod.address}:{port}/metrics")
+            return parse_gpus(answer.raise_for_status().content, kind)
     except (Unavailable, httpx.HTTPError) as problem:
         return Unseen(why=str(problem) or type(problem).__name__)
 
