@@ -84,7 +84,7 @@ class PodLook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSeen:
-    """`slices` hold the driver's version beside them: `drivers` by node. `pages` are those that tell of GPUs, by pod."""
+    """`slices` hold the driver's version beside them: `drivers` by node. `pages` tell of GPUs, by pod."""
 
     version: str
     served: frozenset[str]
