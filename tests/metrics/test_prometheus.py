@@ -7,6 +7,7 @@ from array import array
 
 import pytest
 
+from gpupack.facts.counter import Counter
 from gpupack.metrics.prometheus import GpuPage, Histogram, parse_engine, parse_gpus
 from gpupack.metrics.series import TABLE, Exporter, Name, Quantity, Series
 from gpupack.units import GIB
@@ -125,3 +126,42 @@ def test_a_window_is_the_difference_of_two_histograms() -> None:
 def test_a_window_over_changed_buckets_keeps_its_mean_only() -> None:
     change = _histogram([2.0], [2.0, 13.0], total=35.0).since(_histogram([1.0], [2.0, 3.0], total=5.0))
     assert (change.mean, change.quantile(0.5)) == (3.0, None)
+
+
+def agents_page(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in ('gpupack_agent_memory_used_bytes{uuid="GPU-1"} 5e9', *lines)).encode()
+
+
+def xid(event: str, at: float) -> str:
+    return f'gpupack_agent_event_timestamp_seconds{{uuid="GPU-1",event="{event}",gpu_instance=""}} {at}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        ((), None),
+        (('gpupack_agent_gpu_lost{uuid="GPU-1"} 0',), 0.0),
+        (('gpupack_agent_gpu_lost{uuid="GPU-1"} 1', xid("xid_48", 9.0)), 79.0),
+        (('gpupack_agent_gpu_lost{uuid="GPU-1"} 0', xid("xid_48", 9.0), xid("xid_31", 5.0)), 48.0),
+        ((xid("xid_48", 5.0), xid("ecc_single_bit", 9.0)), 48.0),
+        ((xid("type_7", 5.0), xid("xid_", 9.0)), None),
+    ],
+)
+def test_the_agents_last_xid_is_the_gpus_and_a_lost_gpu_counts_before_it(
+    lines: tuple[str, ...], code: float | None
+) -> None:
+    (gpu,) = parse_gpus(agents_page(*lines), Exporter.AGENT)
+    assert gpu.xid == code
+
+
+def test_the_agents_counters_are_told_apart_and_the_better_is_taken() -> None:
+    busy, moved = (
+        'gpupack_agent_memory_busy_time_ratio{uuid="GPU-1"} 0.9',
+        'gpupack_agent_dram_bandwidth_ratio{uuid="GPU-1"} 0.4',
+    )
+    (both,) = parse_gpus(agents_page(busy, moved), Exporter.AGENT)
+    assert (both.counter, both.dram_active, both.fb_used) == (Counter.GPM_DRAM_BANDWIDTH, 0.4, 5e9)
+    (one,) = parse_gpus(agents_page(busy), Exporter.AGENT)
+    assert (one.counter, one.dram_active) == (Counter.NVML_MEMORY_BUSY, 0.9)
+    (none,) = parse_gpus(agents_page(), Exporter.AGENT)
+    assert (none.counter, none.dram_active) == (Counter.GPM_DRAM_BANDWIDTH, None)

@@ -240,11 +240,13 @@ def _read(quantity: Quantity, one: AgentSeries, factor: float = 1.0) -> Series:
 
 XID_OF_LOST = 79.0
 """What the driver calls a GPU that has fallen off its bus (NVIDIA, XID errors)."""
+EVENT_LABEL, XID_EVENT = "event", "xid_"
 READ: tuple[Series, ...] = (
     _read(Quantity.DRAM_BANDWIDTH, DRAM_BANDWIDTH),
     _read(Quantity.MEMORY_BUSY, MEMORY_BUSY),
     _read(Quantity.FB_USED, MEMORY_USED),
     _read(Quantity.POWER, POWER),
     _read(Quantity.XID, GPU_LOST, XID_OF_LOST),
+    _read(Quantity.XID_TIME, EVENT_TIME),
 )
 """What of it the operator reads."""

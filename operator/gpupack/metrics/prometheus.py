@@ -160,15 +160,23 @@ def parse_engine(page: bytes) -> EnginePage:
 def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage, ...]:
     """By UUID. A GPU that several pods share is printed once per pod with the same value: the greatest is taken.
 
-    Rows of MIG instances are left out: they are relative to the instance, not to the GPU.
+    Rows of MIG instances are left out: they are relative to the instance, not to the GPU. A lost GPU is XID 79; else the
+    last XID that was told is the GPU's, and 0 is none.
     """
     found: dict[str, dict[Quantity, _Numbers]] = {}
+    told: dict[str, tuple[float, float]] = {}
     identity = UUID_LABELS[exporter]
     for one, rank, _, labels, value in _samples(exporter, page):
         uuid = _label(identity, labels)
         if uuid is None or _label(INSTANCE_LABEL, labels) or value >= BLANK:
             continue
+        if one.quantity is Quantity.XID_TIME:
+            if (code := _xid(labels)) is not None:
+                told[uuid] = max(told.get(uuid, (0.0, 0.0)), (value, code))
+            continue
         found.setdefault(uuid, {}).setdefault(one.quantity, _Numbers()).take(rank, value, one.across)
+
+    last = {uuid: code for uuid, (_, code) in told.items()}
 
     def number(uuid: str, quantity: Quantity) -> float | None:
         held = found[uuid].get(quantity)
@@ -183,11 +191,17 @@ def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage
             dram_active=number(uuid, COUNTERS[counter]),
             fb_used=number(uuid, Quantity.FB_USED),
             power=number(uuid, Quantity.POWER),
-            xid=number(uuid, Quantity.XID),
+            xid=number(uuid, Quantity.XID) or last.get(uuid, number(uuid, Quantity.XID)),
             counter=counter,
         )
 
     return tuple(page_of(uuid) for uuid in sorted(found))
+
+
+def _xid(labels: bytes) -> float | None:
+    """The code in the label of one of the agent's events; None for what is no XID."""
+    code = (_label(agent_series.EVENT_LABEL, labels) or "").partition(agent_series.XID_EVENT)[2]
+    return float(code) if code.isdecimal() else None
 
 
 class _Numbers:

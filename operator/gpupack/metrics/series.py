@@ -57,6 +57,7 @@ class Quantity(StrEnum):
     FB_USED = "fb_used"
     POWER = "power"
     XID = "xid"
+    XID_TIME = "xid_time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
