@@ -160,8 +160,8 @@ def parse_engine(page: bytes) -> EnginePage:
 def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage, ...]:
     """By UUID. A GPU that several pods share is printed once per pod with the same value: the greatest is taken.
 
-    Rows of MIG instances are left out: they are relative to the instance, not to the GPU. A lost GPU is XID 79; else the
-    last XID that was told is the GPU's, and 0 is none.
+    Rows of MIG instances are left out: they are relative to the instance, not to the GPU. A lost GPU is XID 79, and
+    another has the last XID that was told.
     """
     found: dict[str, dict[Quantity, _Numbers]] = {}
     told: dict[str, tuple[float, float]] = {}
