@@ -96,6 +96,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     AS_PREDICTED = "AsPredicted"
+    ENGINE_SUPPORTED = "EngineSupported"
     GPUS_KNOWN = "GpusKnown"
     GPUS_MEASURED = "GpusMeasured"
     GPUS_HEALTHY = "GpusHealthy"

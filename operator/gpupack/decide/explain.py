@@ -383,6 +383,15 @@ def host_lost(uuid: str) -> str:
     return f"The pod of the engines on {place(uuid)} is lost; it is made again, and they start in it one after another."
 
 
+def engine_too_old(engines: Iterable[tuple[str, str]], oldest: str) -> str:
+    """Engines that run, each with the version that it tells."""
+    told = ", ".join(f"{name} (vLLM {version})" for name, version in engines)
+    return (
+        f"Older than vLLM {oldest} by their own account: {told}. Their metrics may not be what gpupack takes them for."
+        " Take an image of a newer vLLM."
+    )
+
+
 def engine_refused(why: str, seconds: float) -> str:
     return (
         f"The engine's image does not take what it is started with: {why.rstrip('.')}. It is not started again for"

@@ -142,6 +142,8 @@ CONDITIONS: Mapping[ConditionType, str] = {
     ConditionType.RECONCILING: "Only there, and True, while replicas start or stop; for kstatus, which Flux reads.",
     ConditionType.STALLED: "Only there, and True, while only a person can help; for kstatus, which Flux reads.",
     ConditionType.AS_PREDICTED: "Whether the last step brought what was predicted of it.",
+    ConditionType.ENGINE_SUPPORTED: "Only there, and False, while an engine tells a version of vLLM that is too old."
+    " It is not stopped for that.",
     ConditionType.GPUS_MEASURED: "Of a GpuPool: whether a counter of DRAM traffic is read of every GPU, or why not and"
     " what to do. Nothing that runs is touched while it is False.",
     ConditionType.GPUS_KNOWN: "Of a GpuPool: whether the catalog has every GPU that it selects.",
@@ -232,6 +234,13 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
         "Measuring": Meaning(means="It is judged after warm-up and a window."),
         "NoStep": Meaning(means="No step was taken that can be judged."),
         "Invalid": Meaning(means="See Accepted."),
+    },
+    ConditionType.ENGINE_SUPPORTED: {
+        "VersionTooOld": Meaning(
+            means="The engine runs and serves, but its metrics and flags may be others than gpupack takes them for.",
+            do="Take an image of a newer vLLM. spec.engine.version is only what gpupack is told of an image whose tag"
+            " does not tell; it does not make the engine newer.",
+        ),
     },
     ConditionType.GPUS_HEALTHY: {
         "GpuFault": Meaning(

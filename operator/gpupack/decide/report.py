@@ -7,7 +7,7 @@ nothing changed. Knows conditions; their sentences are `explain`'s.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gpupack.decide import explain, routing
@@ -16,7 +16,7 @@ from gpupack.decide.board import Board
 from gpupack.decide.faults import refused
 from gpupack.decide.hold import is_settled
 from gpupack.decide.sources import gpus_measured
-from gpupack.facts.engine_args import shape_args
+from gpupack.facts.engine_args import OLDEST_VERSION, is_too_old, shape_args
 from gpupack.facts.experiment import Experiment, Judgement
 from gpupack.facts.interpretation import EngineFacts, Facts, Traffic, is_leaving
 from gpupack.facts.observation import Missing, Phase, Refused, ReplicaSeen
@@ -88,6 +88,7 @@ def serving_status(board: Board, serving: Serving, record: Record | None) -> Ser
             _slo_met(board, serving, chosen, pods),
             *_with_kstatus(progressing, packed),
             _as_predicted(board, key, experiment, outcome),
+            *_engine_supported(board, pods),
             *(() if routed is None else (routed,)),
         ),
         thresholds=None if serving.routing is None or chosen is None else routing.thresholds(board, serving, chosen),
@@ -181,6 +182,17 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
             accepted, ready, _gpus_known(facts), gpus_measured(facts), *_gpus_healthy(plan), *_backend_chosen(facts),
         ),
     )  # fmt: skip
+
+
+def _engine_supported(board: Board, pods: Iterable[ReplicaSeen]) -> tuple[Condition, ...]:
+    """Only there while an engine is not."""
+    engines = ((each.name, board.facts.engines.get(each.name)) for each in pods)
+    versions = [(name, engine.version) for name, engine in engines if engine is not None and engine.version]
+    old = sorted((name, version) for name, version in versions if is_too_old(version))
+    if not old:
+        return ()
+    message = explain.engine_too_old(old, ".".join(map(str, OLDEST_VERSION)))
+    return (_condition(ConditionType.ENGINE_SUPPORTED, Truth.FALSE, "VersionTooOld", message),)
 
 
 def _gpus_healthy(plan: Plan | None) -> tuple[Condition, ...]:

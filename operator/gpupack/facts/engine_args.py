@@ -7,6 +7,7 @@ around them. Sources: vLLM 0.33.0, config/cache.py, config/scheduler.py, v1/metr
 from __future__ import annotations
 
 import json
+import re
 
 from gpupack.facts.llm import Dtype
 from gpupack.facts.serving import Shape
@@ -79,6 +80,11 @@ def engine_args(
         "--enable-mfu-metrics",
         *((f"--custom-histogram-buckets={buckets}",) if release_of(version) >= BUCKETS_SINCE else ()),
     )
+
+
+def is_too_old(version: str) -> bool:
+    """Of what an engine tells; a build without a release, as 0.1.dev7, tells nothing."""
+    return re.match(r"\d+\.\d+\.\d", version) is not None and release_of(version) < OLDEST_VERSION
 
 
 def release_of(version: str) -> tuple[int, ...]:

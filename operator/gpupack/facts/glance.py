@@ -22,8 +22,8 @@ _NO_WINDOW = Missing(cause=Cause.NO_SERIES, origin="window")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuGlance:
     """`ready` engines of ours serve. `attainable` is the DRAM activity that the engines of its last replica's time were
-    predicted to reach at most; `tokens_per_second` counts prompts and answers over the shortest window. `dram_active_by`
-    has the parts of the servings that can be told apart.
+    predicted to reach at most; `tokens_per_second` counts prompts and answers over the shortest window.
+    `dram_active_by` has the parts of the servings that can be told apart.
     """
 
     gpu: Gpu
