@@ -1,10 +1,11 @@
-"""What every test may use: golden files, compared or, with `--regenerate`, written anew."""
+"""What every test may use: golden files, compared or, with `--regenerate`, written anew; and draws that repeat."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -12,6 +13,18 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write golden files anew instead of comparing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws the same examples at every run and watches no clock, so that no run fails by chance or because
+    its machine is slow. Whoever looks for new failures says which draws to try: `--hypothesis-seed=N`."""
+    if config.getoption("--hypothesis-profile"):
+        return
+    hypothesis.settings.register_profile(
+        "gpupack", deadline=None, database=None, derandomize=config.getoption("--hypothesis-seed") is None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )  # fmt: skip
+    hypothesis.settings.load_profile("gpupack")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
