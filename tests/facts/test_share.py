@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpupack.facts.interpretation import Known
@@ -47,6 +47,7 @@ def test_activity_that_no_engine_owns_up_to_is_nobodys_and_an_idle_device_is_eve
     assert apportion(0.0, [mover("a", 0.0), mover("b", 0.0)]) == {"a": Ratio(0.0), "b": Ratio(0.0)}
 
 
+@example(device=0.5, rates=[5e-324])  # half of the least number there is would be none
 @given(device=st.floats(0, 1), rates=st.lists(st.floats(0, 1e13), min_size=1, max_size=8))
 def test_shares_never_sum_to_more_than_the_device(device: float, rates: list[float]) -> None:
     found = apportion(device, [mover(str(number), rate) for number, rate in enumerate(rates)])

@@ -38,7 +38,7 @@ def apportion(device: Known, movers: Sequence[Mover]) -> Mapping[str, Ratio | Mi
     if rates is None or (total <= 0 < device):
         return {each.replica: UNTOLD for each in movers}
     return {
-        each.replica: Ratio(device * rate / total if total > 0 else 0.0)
+        each.replica: Ratio(device * (rate / total) if total > 0 else 0.0)
         for each, rate in zip(movers, rates, strict=True)
     }
 
