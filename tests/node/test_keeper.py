@@ -21,9 +21,10 @@ DEAF = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)",
 ]
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from gpupack.node.keeper import Keeper
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 with Keeper(Path(sys.argv[1])) as keeper:
     print(keeper.start("long", [sys.executable, "-c", "import time; time.sleep(600)"]), flush=True)
     time.sleep(600)
@@ -36,7 +37,7 @@ def runs(pid: int) -> bool:
     return state.strip()[:1] not in ("", "Z")
 
 
-def eventually(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
