@@ -19,7 +19,7 @@ from kubernetes.aio.client.configuration import Configuration
 from gpupack.kube.api import Api
 
 Json = dict[str, Any]
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass
@@ -125,10 +125,10 @@ class TinyApi:
 
     async def _watch(self, request: web.BaseRequest) -> web.StreamResponse:
         since = int(request.query["resourceVersion"])
-        self.asked.append(("watch", request.path))
         response = web.StreamResponse()
         await response.prepare(request)
         if since < self.versions_kept_since:
+            self.asked.append(("watch", request.path))
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
@@ -138,6 +138,7 @@ class TinyApi:
                 queue.put_nowait(line)
         entry = (request.path, queue)
         self._watches.add(entry)
+        self.asked.append(("watch", request.path))  # only now, for who has seen it may count on being heard
         try:
             while (event := await queue.get()) is not None:
                 await response.write(event)
