@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from gpupack.decide.faults import faulty_gpus, has_failed, learn, refused
 from gpupack.decide.reconcile import reconcile
+from gpupack.facts.interpretation import interpret
 from gpupack.facts.observation import Cause, ClaimSeen, Holder, Missing, Observation, Phase, Reading, Trouble
 from gpupack.facts.placement import FaultyGpu, Lesson
 from gpupack.facts.serving import Sharing
 from gpupack.plan import ApplyBudget, ConditionType, Outcome, StartReplica
-from gpupack.units import GIB, Bytes, Seconds
+from gpupack.units import GIB, MIB, Bytes, Seconds
 
 from ..strategies import NOON, key
-from .boards import A, B, seen, with_pod, without_pod
+from .boards import A, B, board_on, seen, with_pod, without_pod
 from .test_tick import plan_of, record, where
 
 CHAT = key("chat")
@@ -73,6 +75,13 @@ def test_a_faulty_gpu_takes_nothing_until_it_tells_that_it_is_well_and_the_pool_
         conditions = {each.type: each for each in outcome.pool_status.conditions}
         assert (ConditionType.GPUS_HEALTHY in conditions) is (place == B)
     assert "XID 79" in reconcile(telling(empty, 79.0)).pool_status.conditions[-1].message
+
+
+def test_a_fault_is_known_since_it_was_told_first_and_another_one_is_news() -> None:
+    known = FaultyGpu(gpu_uuid=A, why="its driver told XID 79", since=Seconds(NOON - 60.0))
+    for xid, since in ((79.0, known.since), (48.0, NOON)):
+        [found] = faulty_gpus(interpret(telling(seen(ONE), xid)), (known,))
+        assert (found.why, found.since) == (f"its driver told XID {xid:.0f}", since)
 
 
 def test_a_replica_that_serves_on_a_faulty_gpu_serves_on_where_there_is_no_other_place() -> None:
@@ -178,6 +187,90 @@ def test_what_an_engine_was_seen_to_need_counts_for_every_fit() -> None:
     [shape] = plan_of(taught).shapes
     assert shape.replicas_per_gpu == 1
     assert shape.shape == replica.shape, "what runs keeps its shape"
+
+
+def lessons(observation: Observation, *known: Lesson) -> list[Lesson]:
+    """What is known after a look at these pods."""
+    board = board_on(planned(observation, lessons=known))
+    learn(board)
+    return list(board.lessons.values())
+
+
+def lesson_of(template: str = "template00", **fields: Any) -> Lesson:
+    return Lesson(serving=CHAT, gpu_kind="H100-80GB", template_hash=template, **fields)
+
+
+@pytest.mark.parametrize(
+    ("known", "short", "overhead"),
+    [(0, 0, 512), (0, 2048, 2048 + 256), (512, 0, 1024), (1024, 100, 2048), (512, 2048, 512 + 2048 + 256)],
+)
+def test_what_is_planned_beyond_the_prediction_at_least_doubles_and_covers_what_was_missing(
+    known: int, short: int, overhead: int
+) -> None:
+    """In MiB: at least 512 more, and 256 beyond what was missing."""
+    failed = starting(Trouble.OUT_OF_MEMORY, short=Bytes(short * MIB))
+    [found] = lessons(failed, lesson_of(overhead=Bytes(known * MIB)))
+    assert found.overhead == overhead * MIB
+
+
+def test_another_template_begins_anew() -> None:
+    [found] = lessons(starting(Trouble.OUT_OF_MEMORY), lesson_of("old", overhead=Bytes(GIB), refusal="no"))
+    assert found == lesson_of(overhead=Bytes(512 * MIB))
+    both = ONE.replace("age: 100}", "age: 100}, {serving: chat, gpu: a, template: old}")
+    [found] = lessons(starting(Trouble.OUT_OF_MEMORY, both), lesson_of("old", overhead=Bytes(GIB)))
+    assert found == lesson_of(overhead=Bytes(512 * MIB)), "though engines of the old one are still there"
+
+
+LATER, AT_ONCE, BEFORE = Seconds(NOON + 1.0), Seconds(NOON), Seconds(NOON - 1.0)
+
+
+def test_a_refusal_is_forgotten_in_time_and_what_is_known_of_memory_is_not() -> None:
+    serves, memory = seen(ONE), Bytes(GIB)
+    for until in (AT_ONCE, BEFORE):
+        assert lessons(serves, lesson_of(refusal="no", until=until)) == []
+        [found] = lessons(serves, lesson_of(refusal="no", until=until, overhead=memory))
+        assert (found.refusal, found.overhead) == ("", memory)
+    both = lesson_of(refusal="no", until=LATER, overhead=memory)
+    assert lessons(serves, both) == [both]
+    refusal = lesson_of(refusal="no", until=LATER)
+    assert lessons(serves, refusal) == [refusal]
+
+
+def test_a_lesson_of_a_template_that_still_runs_is_kept_and_one_of_nobody_is_not() -> None:
+    old = lesson_of("old", overhead=Bytes(GIB))
+    assert lessons(seen(ONE.replace("age: 100", "age: 100, template: old")), old) == [old]
+    assert lessons(seen(ONE), old) == []
+
+
+def test_nothing_is_learnt_on_a_gpu_that_is_not_published() -> None:
+    failed = starting(Trouble.OUT_OF_MEMORY)
+    assert lessons(replace(failed, gpus=failed.gpus[1:])) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "phase", "failed"),
+    [
+        (Trouble.OUT_OF_MEMORY, Phase.STARTING, True),
+        (Trouble.REFUSED, Phase.FAILED, True),
+        (Trouble.MPS_LOST, Phase.STARTING, False),
+        (None, Phase.FAILED, False),
+        (Trouble.OUT_OF_MEMORY, Phase.READY, False),
+    ],
+)
+def test_a_start_has_failed_until_the_engine_serves(trouble: Trouble | None, phase: Phase, failed: bool) -> None:
+    assert has_failed(starting(trouble, phase=phase).replicas[0]) is failed
+
+
+def test_an_image_that_said_nothing_is_refused_in_our_words() -> None:
+    [found] = lessons(starting(Trouble.REFUSED, message=""))
+    assert found.refusal == "it does not start"
+
+
+def test_only_engines_of_the_template_that_refused_are_refused() -> None:
+    board = board_on(planned(seen(ONE), lessons=(lesson_of(refusal="no", until=LATER),)))
+    assert refused(board, CHAT, "template00") is not None
+    assert refused(board, CHAT, "mended") is None
+    assert refused(board, key("docs"), "template00") is None
 
 
 # What engines of one pod lose together

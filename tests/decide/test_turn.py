@@ -13,8 +13,8 @@ from gpupack.decide.hold import GivenUp
 from gpupack.decide.recording import Decision
 from gpupack.decide.turn import CALMER, appraised, take_turn
 from gpupack.facts.experiment import Compared, Undone
-from gpupack.facts.observation import Observation
-from gpupack.facts.placement import Record
+from gpupack.facts.observation import Observation, Phase, Trouble
+from gpupack.facts.placement import Lesson, Record
 from gpupack.facts.policy import Policy
 from gpupack.facts.running import Appraisal, Better, EngineFound
 from gpupack.facts.serving import Shape
@@ -22,7 +22,7 @@ from gpupack.plan import Reason, Unit
 from gpupack.units import Bytes, Ratio, Seconds
 
 from ..strategies import NOON, key, serving
-from .boards import A, B, board_on, demand, seen
+from .boards import A, B, board_on, demand, seen, with_pod, without_pod
 from .test_judging import STEP
 
 CHAT = key("chat")
@@ -206,6 +206,7 @@ def test_a_gpu_is_opened_only_beside_others_and_because_they_take_no_more(text: 
     assert said is not None
     assert said.reason == "Added"
     assert ("is opened because" in said.message) is opened
+    assert (said.message.partition("is opened because")[2].count("GPU-") >= 1) is opened, "each full one says why"
 
 
 @pytest.mark.parametrize(("floor", "asked"), [(1, False), (2, True)])
@@ -240,6 +241,182 @@ def test_what_a_drained_node_has_lost_moves_in_one_step_and_because_somebody_ask
     assert (said.reason, said.subject) == ("Moved", B)
     assert [each.gpu_uuid for each in board.of[CHAT]] == [B]
     assert board.experiments[B].asked
+
+
+HELD = CORDONED.replace("b: {node: node-1}", "b: {node: node-1, heldBy: Pod batch/job}").replace(
+    ", {serving: docs, gpu: b}", ""
+)
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_one_that_has_no_other_place_is_looked_at_no_further_only_if_it_does_not_serve(serves: bool) -> None:
+    observation, verdicts = seen(HELD), list[Any]()
+    board = board_on(observation if serves else without_pod(observation))
+    said = take_turn(board, board.facts.servings[CHAT], demand(), None, (), (), verdicts)
+    assert said is not None
+    assert (said.reason, bool(verdicts)) == (Reason.HELD_BY_OTHERS, serves)
+    assert [each.gpu_uuid for each in board.of[CHAT]] == [A]
+    assert A not in board.touched, "nothing was done there, so another serving may"
+
+
+def test_a_gpu_that_was_touched_stays_so_where_a_replica_cannot_leave_it() -> None:
+    board = board_on(without_pod(seen(HELD)))
+    board.touched.add(A)
+    take_turn(board, board.facts.servings[CHAT], demand(), None, (), (), [])
+    assert A in board.touched
+
+
+def test_what_cannot_leave_yet_because_the_other_gpu_is_busy_says_nothing() -> None:
+    board = board_on(
+        without_pod(seen(CORDONED.replace(", docs: {batch: 64}", "").replace(", {serving: docs, gpu: b}", "")))
+    )
+    board.touched.add(B)
+    assert take_turn(board, board.facts.servings[CHAT], demand(), record("DemandMet"), (), (), []) is None
+    assert [each.gpu_uuid for each in board.of[CHAT]] == [A]
+
+
+@pytest.mark.parametrize("lost", ["no", "leaves", "is gone"])
+def test_why_a_replica_left_a_cordoned_node_says_whether_its_pod_was_taken_away(lost: str) -> None:
+    observation = seen(CORDONED)
+    if lost == "leaves":
+        leaving = (replace(each, deletion_at=NOON) if each.serving == CHAT else each for each in observation.replicas)
+        observation = replace(observation, replicas=tuple(leaving))
+    elif lost == "is gone":
+        observation = replace(
+            observation, replicas=tuple(each for each in observation.replicas if each.serving != CHAT)
+        )
+    said = turn(observation, demand(1))
+    assert said is not None
+    assert (said.reason, "its pod was taken away" in said.message) == ("Moved", lost != "no")
+
+
+OUTDATED = """gpus: {a: {heldBy: Pod batch/job}, b: {node: node-1}}
+servings: {chat: {batch: 64}}
+replicas: [{serving: chat, gpu: a, template: old}%s]"""
+
+
+def test_one_that_cannot_be_replaced_where_it_is_moves_to_a_gpu_that_takes_it_if_it_serves() -> None:
+    board = board_on(seen(OUTDATED % ""))
+    said = take_turn(board, board.facts.servings[CHAT], demand(), None, (), (), [])
+    assert said is not None
+    assert (said.reason, said.subject) == ("Moved", B)
+    assert [(each.gpu_uuid, each.template_hash) for each in board.of[CHAT]] == [(B, "template00")]
+    held = board_on(seen(OUTDATED.replace("{node: node-1}", "{node: node-1, heldBy: Pod batch/other}") % ""))
+    starts = board_on(seen(OUTDATED.replace("template: old", "template: old, phase: Starting") % ""))
+    for stays in (held, starts):
+        before = stays.placements
+        said = take_turn(stays, stays.facts.servings[CHAT], demand(), None, (), (), [])
+        assert said is not None
+        assert (said.reason, said.subject, stays.placements) == (Reason.HELD_BY_OTHERS, A, before)
+
+
+# What one pod holds is lost together
+
+
+def at_home(observation: Observation, together: bool = True) -> Observation:
+    gpus = tuple(replace(each, gpu=replace(each.gpu, one_household=together)) for each in observation.gpus)
+    return replace(
+        observation, gpus=gpus, servings=tuple(replace(each, household="h") for each in observation.servings)
+    )
+
+
+LONG_AGO, LATELY = Seconds(NOON - 7200.0), Seconds(NOON - 10.0)
+PLANNED = Seconds(NOON - 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("was", "pod", "together", "lost"),
+    [
+        (record("DemandMet", at=LATELY), "gone", True, True),
+        (record("GoesPast", at=LATELY), "gone", True, True),
+        (record("DemandMet", at=LATELY), "gone", False, False),
+        (record("DemandMet", at=LATELY), "serves", True, False),
+        (record("Added", at=LATELY), "gone", True, False),
+        (record("DemandMet", at=PLANNED), "gone", True, False),
+        (record("DemandMet", at=LONG_AGO), "gone", True, False),
+        (record("Added", at=LONG_AGO), "leaves", True, True),
+        (record("Added", at=LONG_AGO), "leaves", False, False),
+        (None, "leaves", True, False),
+    ],
+)
+def test_a_host_is_lost_that_was_there_when_all_was_well_or_whose_end_was_asked_for(
+    was: Record | None, pod: str, together: bool, lost: bool
+) -> None:
+    observation = at_home(seen(ONE), together)
+    if pod == "gone":
+        observation = without_pod(observation)
+    elif pod == "leaves":
+        observation = with_pod(observation, deletion_at=NOON)
+    said = turn(observation, demand(), was)
+    assert (said is not None and said.reason == "HostLost") is lost
+
+
+@pytest.mark.parametrize(("phase", "lost"), [(Phase.STARTING, True), (Phase.READY, False)])
+def test_mps_is_lost_until_the_engine_serves_again(phase: Phase, lost: bool) -> None:
+    said = turn(with_pod(seen(ONE), trouble=Trouble.MPS_LOST, phase=phase), demand())
+    assert said is not None
+    assert (said.reason == "MpsLost") is lost
+
+
+# What comes first
+
+
+def test_a_pool_without_gpus_says_so_whatever_a_serving_needs() -> None:
+    empty = replace(seen(ONE), gpus=(), replicas=())
+    bare = board_on(replace(empty, plan=replace(empty.plan, placements=())))  # type: ignore[type-var]
+    said = take_turn(bare, bare.facts.servings[CHAT], demand(), None, (), (), [])
+    assert said is not None
+    assert (said.reason, said.subject) == ("NoGpu", str(CHAT))
+    assert said.message
+
+
+def test_while_what_stood_on_gpus_that_are_gone_is_forgotten_nothing_new_is_said() -> None:
+    assert turn(replace(seen(ONE), gpus=(), replicas=()), demand(2), record("Added")) is None
+
+
+def test_what_did_not_come_of_another_serving_is_not_this_ones_to_tell() -> None:
+    observation = seen(ONE.replace("chat: {batch: 64}", "chat: {batch: 64}, docs: {batch: 64}"))
+    [placement] = board_on(observation).placements
+    lost = GivenUp(placement=replace(placement, serving=key("docs")), why="it failed", instead=None)
+    said = turn(observation, demand(), given_up=(lost,))
+    assert said is not None
+    assert said.reason == Reason.DEMAND_MET
+    own = turn(observation, demand(), given_up=(replace(lost, placement=placement),))
+    assert own is not None
+    deadline = observation.policy.pending_deadline
+    assert (own.reason, own.observed, own.limit, own.unit) == ("Withdrawn", deadline, deadline, Unit.SECONDS)
+
+
+def test_nothing_is_replaced_by_engines_that_are_known_not_to_start() -> None:
+    board = board_on(seen(ONE.replace("gpu: a}", "gpu: a, template: old}")))
+    refusal = Lesson(
+        serving=CHAT, gpu_kind="H100-80GB", template_hash="template00", refusal="no", until=Seconds(NOON + 9.0)
+    )  # fmt: skip
+    board.lessons[CHAT, "H100-80GB"] = refusal
+    before = board.placements
+    said = take_turn(board, board.facts.servings[CHAT], demand(), None, (), (), [])
+    assert said is not None
+    assert (said.reason, board.placements) == ("EngineRefused", before)
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "told"),
+    [(1, "least: 0", "Asleep"), (2, "least: 0", "Removed"), (1, "least: 0, replicas: 0", "Removed")],
+)
+def test_who_gives_up_the_last_replica_by_itself_falls_asleep(count: int, asked: str, told: str) -> None:
+    text = ONE.replace("batch: 64", f"batch: 64, {asked}").replace("gpu: a}", f"gpu: a, count: {count}}}")
+    assert reason(text, demand(count - 1, floor=0, spare=True)) == told
+
+
+def test_one_more_is_told_with_what_it_brings_and_the_least_that_it_must() -> None:
+    first = turn(seen("gpus: {a: }\nservings: {chat: {batch: 64}}"), demand())
+    more = turn(seen("gpus: {a: }\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: a}]"), demand(2))
+    assert first is not None
+    assert more is not None
+    for said in (first, more):
+        assert (said.limit, said.unit, said.at_least) == (Policy().least_marginal_gain, Unit.RATIO, True)
+    assert first.observed == 0.0, "nothing was there before"
+    assert Policy().least_marginal_gain < more.observed < 1.0
 
 
 # What was not kept
@@ -311,6 +488,7 @@ def test_advice_names_what_would_be_in_the_way_only_where_one_more_is_wanted(wan
     assert said is not None
     assert said.reason == told
     assert verdicts
+    assert reason(ONE.replace("batch: 64", "batch: 64, mode: Advise"), demand(wanted)) == "Advised"
 
 
 SHAPE = Shape(max_num_seqs=64, kv_cache_memory_bytes=Bytes(2**30), max_num_batched_tokens=2048, max_model_len=2048)
@@ -340,4 +518,5 @@ def test_an_engine_that_cannot_be_judged_is_named_and_the_others_are_not() -> No
     said = looked_at(0.1, problem="it runs over 2 GPUs")
     assert "vllm-0: it runs over 2 GPUs." in said.message
     assert "vllm-1" not in said.message
+    assert "it runs over 2 GPUs" in looked_at(problem="it runs over 2 GPUs").message
     assert looked_at().message == "No pod matches spec.observe.selector."

@@ -30,8 +30,8 @@ def faulty_gpus(facts: Facts, known: Iterable[FaultyGpu]) -> tuple[FaultyGpu, ..
     for uuid, gpu in facts.gpus.items():
         was = before.get(uuid)
         if gpu.fault:
-            same = was is not None and was.why == gpu.fault
-            found.append(was if same and was else FaultyGpu(gpu_uuid=uuid, why=gpu.fault, since=facts.at))
+            same = was if was is not None and was.why == gpu.fault else None
+            found.append(same or FaultyGpu(gpu_uuid=uuid, why=gpu.fault, since=facts.at))
         elif gpu.fault is None and was is not None:
             found.append(was)
     return tuple(sorted(found, key=lambda each: each.gpu_uuid))
