@@ -18,6 +18,7 @@ from gpupack.activator.proxy import Proxy
 from gpupack.activator.routes import Door
 from gpupack.facts.serving import ServingKey
 
+PATIENCE_SECONDS = 60.0
 CHAT = ServingKey(namespace="team", name="chat")
 ROOMY = Bounds(requests=8, body_bytes=1 << 20, patience=30.0)
 
@@ -90,7 +91,7 @@ class Stage:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not true():  # noqa: ASYNC110 (what is waited for has no event)
             await asyncio.sleep(0.005)
 
@@ -197,7 +198,7 @@ async def test_a_client_that_goes_in_the_middle_of_an_answer_is_not_answered_by_
         scene.wake()
         async with scene.client.post("/stream") as answer:
             await answer.content.readany()
-        await asyncio.wait_for(scene.engine.left.wait(), 10)
+        await asyncio.wait_for(scene.engine.left.wait(), PATIENCE_SECONDS)
 
 
 async def test_what_generates_nothing_does_not_wake() -> None:
@@ -250,7 +251,7 @@ async def test_the_news_of_a_first_request_come_at_once() -> None:
         hearing = asyncio.create_task(scene.holding.news(scene.holding.number, 30.0))
         await asyncio.sleep(0)
         asking = scene.ask()
-        await asyncio.wait_for(hearing, 10)
+        await asyncio.wait_for(hearing, PATIENCE_SECONDS)
         [(serving, count, seconds)] = scene.holding.waiting()
         assert (serving, count, seconds >= 0) == (CHAT, 1, True)
         asking.cancel()

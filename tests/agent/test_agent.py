@@ -22,7 +22,7 @@ from gpupack.metrics.series import Kind
 
 from .conftest import POD, World
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 GPU = "GPU-0000000{}-0000-0000-0000-000000000000"
 
 
@@ -148,7 +148,7 @@ def test_a_call_that_hangs_holds_up_neither_the_scrape_nor_the_other_gpu(
     world.is_("gpus 2\nslow DeviceGetPowerUsage 3600000 1")
     served.until(lambda: served.values(series.CALL).get((GPU.format(1), "power"), 0.0) > 0.5)
     assert served.values(series.SAMPLE_AGE)[(GPU.format(1),)] > 0.5
-    assert set(served.values(series.POWER)) == {(GPU.format(0),)}
+    served.until(lambda: set(served.values(series.POWER)) == {(GPU.format(0),)})  # its readings go on being renewed
     assert (GPU.format(1),) not in served.values(series.GPU_LOST)
     assert served.get("/healthz")[0] == 200
 

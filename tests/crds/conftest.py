@@ -14,7 +14,7 @@ from gpupack.node import binaries
 from gpupack.node.controlplane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
-SETTLING_SECONDS = 30
+SETTLING_SECONDS = 90
 GROUP = "/apis/gpupack.dev/v1alpha1"
 PATHS = {
     "ModelServing": f"{GROUP}/namespaces/default/modelservings",
@@ -77,7 +77,9 @@ def cluster() -> Iterator[Cluster]:
         programs = binaries.obtain(binaries.control_plane())
     except Unavailable as problem:
         pytest.skip(str(problem))
-    with ControlPlane(programs) as control_plane:
+    # No kubelet reports on the nodes of these tests; they must not be given up for that.
+    patient = ("--node-monitor-grace-period=1h", "--node-startup-grace-period=1h")
+    with ControlPlane(programs, controller_manager_arguments=patient) as control_plane:
         control_plane.apply(*sorted((ROOT / "crds").glob("*.yaml")))
         for plural in ("modelservings", "gpupools", "modelprofiles"):
             name = f"crd/{plural}.gpupack.dev"

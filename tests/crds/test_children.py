@@ -31,7 +31,7 @@ def namespace(cluster: Cluster) -> Iterator[None]:
     cluster.control_plane.kubectl("create", "serviceaccount", "engines", "-n", "models")
     cluster.control_plane.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
                                  "metadata": {"name": "high"}, "value": 10})  # fmt: skip
-    cluster.control_plane.kubectl("wait", "-n", "models", "--for=create", "serviceaccount/default", "--timeout=30s")
+    cluster.control_plane.kubectl("wait", "-n", "models", "--for=create", "serviceaccount/default", "--timeout=90s")
     yield
     cluster.control_plane.kubectl("delete", "namespace", "models", "--wait=false")
 

@@ -78,7 +78,7 @@ def test_one_operator_at_a_time(cluster: Cluster) -> None:
 def test_its_pod_passes_the_restricted_standard_of_its_namespace(cluster: Cluster) -> None:
     cluster.control_plane.kubectl(
         "wait", "-n", "gpupack-system", "--for=create", "pod", "--selector=app.kubernetes.io/component=operator",
-        "--timeout=30s",
+        "--timeout=90s",
     )  # fmt: skip
 
 

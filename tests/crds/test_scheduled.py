@@ -36,7 +36,7 @@ def published(name: str, uuid: str) -> dict[str, Any]:
 def two_gpus_on_two_nodes(cluster: Cluster) -> None:
     plane = cluster.control_plane
     plane.kubectl("create", "namespace", NAMESPACE)
-    plane.kubectl("wait", "-n", NAMESPACE, "--for=create", "serviceaccount/default", "--timeout=30s")
+    plane.kubectl("wait", "-n", NAMESPACE, "--for=create", "serviceaccount/default", "--timeout=90s")
     selector = {"cel": {"expression": "device.driver == 'gpu.nvidia.com'"}}
     plane.apply({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": "gpu.nvidia.com"},
                  "spec": {"selectors": [selector]}})  # fmt: skip
@@ -68,7 +68,7 @@ def test_replicas_of_one_claim_share_the_gpu_that_it_names(cluster: Cluster) -> 
         one = replace(begun, placement=replace(begun.placement, slot=slot))
         plane.apply(manifests.pod(one, resource.serving, resource.template))
         names.append(f"pod/{one.placement.name}")
-    plane.kubectl("wait", "-n", NAMESPACE, "--for=condition=PodScheduled", *names, "--timeout=60s")
+    plane.kubectl("wait", "-n", NAMESPACE, "--for=condition=PodScheduled", *names, "--timeout=90s")
 
     pods = plane.get("pods", "-n", NAMESPACE)["items"]
     assert {pod["spec"]["nodeName"] for pod in pods} == {"node-b"}
@@ -95,7 +95,7 @@ def test_an_allocated_claim_of_somebody_else_is_seen_as_a_holder(cluster: Cluste
                                     "resources": {"claims": [{"name": "gpu"}]}}]}}  # fmt: skip
     plane.kubectl("label", "node/node-a", "kubernetes.io/hostname=node-a")
     plane.apply(claim, pod)
-    plane.kubectl("wait", "-n", NAMESPACE, "--for=condition=PodScheduled", "pod/train", "--timeout=60s")
+    plane.kubectl("wait", "-n", NAMESPACE, "--for=condition=PodScheduled", "pod/train", "--timeout=90s")
 
     slices = [seen for item in plane.get("resourceslices")["items"] if (seen := slice_of(item)) is not None]
     foreign = foreign_claim_of(plane.get("resourceclaim/train", "-n", NAMESPACE))

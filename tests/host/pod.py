@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from gpupack.host import archive
 from gpupack.node.host_program import MPS_CONTROL, write_program
 
 TOKEN = "a token of 32 characters or so"
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 VLLM = """\
 import http.server, os, signal, sys, threading
@@ -150,11 +149,3 @@ def engine(name: str, port: int, *arguments: str) -> dict[str, Any]:
 
 def stages(report: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["state"] for each in report["engines"]}
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

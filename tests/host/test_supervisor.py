@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from gpupack.host.orders import EngineOrder, Orders, orders_of, orders_text
+from gpupack.node.controlplane import free_ports
 
-from .pod import Pod, engine, free_ports, stages
+from .pod import Pod, engine, stages
 
 
 def _lives(pid: int) -> bool:
@@ -31,6 +32,7 @@ def test_engines_share_by_mps_and_when_its_server_dies_all_restart_in_order(tmp_
         report = pod.until(lambda report: stages(report) == {"a": "Ready", "b": "Ready"})
         assert report["mps"]["state"] == "Ready"
         assert [each["marks"] for each in report["engines"]] == [{"slot": "a"}, {"slot": "b"}]
+        report = pod.until(lambda report: bool(report["engines"][0]["log"]))
         assert report["engines"][0]["log"] == [f"engine a shares by {pod.files}/mps/pipe"]
 
         os.kill(report["mps"]["server"], signal.SIGKILL)
@@ -49,7 +51,7 @@ def test_orders_change_and_survive_a_crash_of_the_supervisor(tmp_path: Path) -> 
         pod.order(1, engine("a", a), engine("b", b))
         pod.until(lambda report: stages(report) == {"a": "Ready", "b": "Ready"})
         report = pod.order(2, engine("a", a))
-        assert stages(report) == {"a": "Ready", "b": "Leaving"}
+        assert stages(report)["a"] == "Ready"
         pod.until(lambda report: stages(report) == {"a": "Ready"})
         # An engine of its own session would outlive it here; in a container all die with the first process.
         pids = _children(pod.process.pid)
@@ -78,7 +80,11 @@ def test_without_mps_in_the_image_one_engine_runs_and_the_report_says_so(tmp_pat
     with pod:
         pod.order(1, engine("a", a), engine("b", b))
         report = pod.until(
-            lambda report: stages(report) == {"a": "Ready", "b": "Waiting"} and report["engines"][1]["message"]
+            lambda report: (
+                stages(report) == {"a": "Ready", "b": "Waiting"}
+                and report["engines"][1]["message"]
+                and report["engines"][0]["log"]
+            )
         )
         assert report["mps"]["state"] == "Unavailable"
         assert "nvidia-cuda-mps-control cannot be started" in report["engines"][1]["message"]

@@ -17,11 +17,12 @@ from gpupack.host.orders import EngineOrder, Orders
 from gpupack.kube.api import Json
 from gpupack.kube.host_resource import SUPERVISOR_PORT, HostPod, HostReport
 from gpupack.kube.hosts import Hosts
+from gpupack.node.controlplane import free_ports
 
-from ..host.pod import TOKEN, Pod, free_ports
+from ..host.pod import TOKEN, Pod
 
 ADDRESS = "127.77.9.1"
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class Secrets:

@@ -77,11 +77,13 @@ with ControlPlane(Binaries(paths={name: Path(path) for name, path in zip(names, 
 
 @pytest.fixture(scope="module")
 def cluster(programs: Binaries) -> Iterator[ControlPlane]:
-    with ControlPlane(programs, users=["reader"], audit=True) as cluster:
+    # No kubelet reports on the node of these tests; it must not be given up for that.
+    patient = ("--node-monitor-grace-period=1h", "--node-startup-grace-period=1h")
+    with ControlPlane(programs, users=["reader"], audit=True, controller_manager_arguments=patient) as cluster:
         yield cluster
 
 
-def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+def eventually(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.05)

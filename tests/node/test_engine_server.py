@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -22,12 +23,13 @@ STEP_SECONDS = 0.01
 
 
 class Rig:
-    """One engine behind the exchange and the proxy; `step` makes time pass."""
+    """One engine behind the exchange and the proxy; `step` makes time pass, as often as `steps_left` says."""
 
     def __init__(self, api_key: str | None = None) -> None:
         self.stepped = asyncio.Event()
         self.engine = Engine(EngineConfig(max_num_seqs=4, kv_blocks=101, max_model_len=256))
         self.now = 0.0
+        self.steps_left = math.inf
         self.server = EngineServer(
             self.engine, names=(MODEL, "alias"), model=MODEL, version="0.33.0", api_key=api_key,
             clock=lambda: self.now, hurry=lambda: None,
@@ -35,7 +37,8 @@ class Rig:
         )  # fmt: skip
 
     def step(self) -> None:
-        if self.engine.begin_step(self.now):
+        if self.steps_left > 0 and self.engine.begin_step(self.now):
+            self.steps_left -= 1
             self.now += STEP_SECONDS
             self.engine.end_step(self.now)
         self.server.flush()
@@ -171,6 +174,7 @@ async def test_a_client_that_goes_away_frees_its_place(client: httpx.AsyncClient
 
 async def test_an_engine_that_dies_cuts_its_connections(client: httpx.AsyncClient, rig: Rig) -> None:
     wish = {"prompt": [1], "max_tokens": 255, "stream": True}
+    rig.steps_left = 9  # or its answer could be whole before the client has read the first word
     async with client.stream("POST", "/v1/completions", json=wish) as answer:
         lines = answer.aiter_lines()
         await anext(lines)

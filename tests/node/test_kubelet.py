@@ -25,7 +25,7 @@ from gpupack.units import GIB, Bytes
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 NODE = "virtual-1"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gpupack.node.podproxy import Address, PodProxy
 
+PATIENCE_SECONDS = 60.0
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -29,7 +30,7 @@ async def listening(handler: Handler) -> AsyncIterator[Address]:
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[:2]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*connections)
 
 
@@ -140,7 +141,7 @@ async def test_a_client_that_leaves_a_stream_ends_it_at_the_pod(
     async with listening(stream) as table["10.77.0.3", 8000]:
         async with client.stream("GET", "http://10.77.0.3:8000/") as answer:
             await anext(answer.aiter_text())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await left.wait()
 
 
