@@ -158,6 +158,14 @@ class TestReadBack:
         assert min_available_of(budget) == 2
         assert pool_of_child(budget) == "default"
 
+    def test_a_service_whose_slices_gpupack_writes_selects_no_pod_of_any_state(self) -> None:
+        """Without a selector Kubernetes would leave the slices of the pods that it selected before."""
+        selector = manifests.service(valid(model_serving()), selects=False)["spec"]["selector"]
+        in_service = pod(read(model_serving()))["metadata"]["labels"]
+        drained = {**in_service, **manifests.out_of_service("uid-1")["metadata"]["labels"]}
+        for marks in (in_service, drained):
+            assert selector.items() - marks.items()
+
     def test_what_is_not_ours_is_nobody(self) -> None:
         foreign: dict[str, Any] = {"metadata": {"name": "a", "namespace": "b"}, "spec": {"containers": []}}
         readers: tuple[Callable[[dict[str, Any]], object], ...] = (

@@ -65,3 +65,5 @@ SLICE_OF = "-MIG-"
 """Between a product and the profile of its slices, as GPU feature discovery writes it."""
 
 TRUE, FALSE = "true", "false"
+ELSEWHERE = "elsewhere"
+"""Of `IN_SERVICE` in a Service whose EndpointSlices gpupack writes: no pod has it."""

@@ -176,15 +176,16 @@ def gpu_request(uuids: Sequence[str]) -> dict[str, Any]:
 def service(serving: Serving, *, selects: bool = True) -> dict[str, Any]:
     """The address of a serving: every ready replica that has not been taken out of service.
 
-    Where a pod is not a replica it selects none, and gpupack writes its EndpointSlices itself.
+    Where a pod is not a replica gpupack writes the EndpointSlices itself. Then no pod has what it selects: a Service
+    without a selector would keep the slices of the pods that it had selected before.
     """
-    selector = {labels.SERVING: serving.key.name, labels.IN_SERVICE: labels.TRUE}
+    in_service = labels.TRUE if selects else labels.ELSEWHERE
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": shared_metadata(serving),
         "spec": {
-            "selector": selector if selects else None,
+            "selector": {labels.SERVING: serving.key.name, labels.IN_SERVICE: in_service},
             "ports": [{"name": HTTP, "port": PORT, "targetPort": HTTP, "protocol": "TCP"}],
         },
     }
