@@ -104,7 +104,7 @@ def prometheus_target(server: PrometheusServer | None, policy: Policy) -> Promet
     }  # fmt: skip
     return PrometheusTarget(
         url=server.url,
-        look_back=Seconds(policy.dcgm_period * policy.stale_periods),
+        look_back=policy.dcgm_stale_after,
         queries=tuple((quantity, query) for quantity, query in queries.items() if query),
         counter=server.counter,
     )

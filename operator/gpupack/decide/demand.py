@@ -393,9 +393,7 @@ def _is_long_enough(window: Traffic, policy: Policy) -> bool:
 
 def _is_young(replica: ReplicaSeen, facts: Facts) -> bool:
     """Ready too recently to have a window; nothing is wrong with its readings yet."""
-    policy = facts.policy
-    grace = policy.rate_windows[0] + policy.engine_period * policy.stale_periods
-    return facts.at - _since(replica) < grace
+    return facts.at - _since(replica) < facts.policy.rates_told_after
 
 
 def _since(replica: ReplicaSeen) -> float:

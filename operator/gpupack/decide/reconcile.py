@@ -177,9 +177,7 @@ def _decide(
 
 def _is_new(facts: Facts) -> bool:
     """Whether this process has not watched for a window yet: nothing is wrong with readings that it has not taken."""
-    policy = facts.policy
-    grace = policy.rate_windows[0] + policy.engine_period * policy.stale_periods
-    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < grace
+    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < facts.policy.rates_told_after
 
 
 def _moved(board: Board) -> set[str]:

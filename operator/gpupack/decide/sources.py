@@ -44,8 +44,7 @@ def _of_cause(missing: Mapping[str, Missing], cause: Cause) -> list[str]:
 
 
 def _has_just_begun(facts: Facts) -> bool:
-    limit = facts.policy.dcgm_period * facts.policy.stale_periods
-    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < limit
+    return facts.watched_since is not None and 0 <= facts.at - facts.watched_since < facts.policy.dcgm_stale_after
 
 
 def _condition(truth: Truth, reason: str, message: str, yields_to: tuple[str, ...] = ()) -> Condition:

@@ -72,7 +72,7 @@ def _gpu(facts: Facts, uuid: str, power: Measured, engines: dict[str, EngineSeen
     ready = _ready(here)
     told = [each for each in here if each.predicted is not None]
     last = max(told, key=lambda each: (each.created_at, each.name)).predicted if told else None
-    watts = power.value if isinstance(power, Reading) and facts.at - power.at <= _patience(facts) else None
+    watts = power.value if isinstance(power, Reading) and facts.at - power.at <= facts.policy.dcgm_stale_after else None
     memory, dram = _number(gpu.fb_used), _number(gpu.dram_active)
     return GpuGlance(
         gpu=gpu.gpu,
@@ -103,10 +103,6 @@ def _token_rates(engine: EngineSeen | None) -> tuple[float | None, float | None]
         prompt.value if isinstance(prompt, Reading) else None,
         generated.value if isinstance(generated, Reading) else None,
     )
-
-
-def _patience(facts: Facts) -> float:
-    return facts.policy.dcgm_period * facts.policy.stale_periods
 
 
 def _serving(facts: Facts, key: ServingKey) -> ServingGlance:

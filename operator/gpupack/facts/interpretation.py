@@ -237,7 +237,7 @@ def _gpu(
     seen: GpuSeen, policy: Policy, at: Seconds, foreign: Mapping[str, Iterable[str]], evicts: Mapping[str, str],
     scales: Iterable[Scale],
 ) -> GpuFacts:  # fmt: skip
-    limit = policy.dcgm_period * policy.stale_periods
+    limit = policy.dcgm_stale_after
     shown = _shown(seen, at, limit)
     return GpuFacts(
         gpu=seen.gpu,
@@ -288,7 +288,7 @@ def _fault(xid: Known) -> str | None:
 
 
 def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
-    limit = policy.engine_period * policy.stale_periods
+    limit = policy.engine_stale_after
     return EngineFacts(
         running=_known(seen.running, at, limit),
         waiting=_known(seen.waiting, at, limit),
@@ -306,7 +306,7 @@ def _engine(seen: EngineSeen, policy: Policy, at: Seconds) -> EngineFacts:
 
 
 def _held(seen: HeldSeen, policy: Policy, at: Seconds) -> Held:
-    return Held(requests=_known(seen.requests, at, policy.engine_period * policy.stale_periods), since=seen.since)
+    return Held(requests=_known(seen.requests, at, policy.engine_stale_after), since=seen.since)
 
 
 def _gaps(seen: EngineSeen, at: Seconds, limit: float) -> tuple[Gap, ...]:

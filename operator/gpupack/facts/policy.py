@@ -48,6 +48,21 @@ class Policy:
     unexplained_memory: Bytes = Bytes(GIB)
 
     @property
+    def dcgm_stale_after(self) -> Seconds:
+        """A reading of a GPU that is older tells nothing of now."""
+        return Seconds(self.dcgm_period * self.stale_periods)
+
+    @property
+    def engine_stale_after(self) -> Seconds:
+        """A reading of an engine that is older tells nothing of now."""
+        return Seconds(self.engine_period * self.stale_periods)
+
+    @property
+    def rates_told_after(self) -> Seconds:
+        """From when an engine serves, or is watched, until its arrival rate can be expected to be known."""
+        return Seconds(self.rate_windows[0] + self.engine_stale_after)
+
+    @property
     def look_again_after(self) -> Seconds:
         """Between two scrapes of an engine in doubt: long enough for a count, and short beside what a pod takes."""
         return Seconds(self.engine_period / 4)
