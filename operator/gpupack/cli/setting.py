@@ -118,7 +118,7 @@ def setting(given: Options) -> Setting:
     about = subject(given)
     replicas = given.replicas or 1
     engines = replicas + len(given.neighbours)
-    sharing = Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS
+    sharing = Sharing.among(engines)
     if about.slices is not None:
         sharing = Sharing.MIG
     elif given.sharing is not None:

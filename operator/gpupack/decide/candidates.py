@@ -82,8 +82,7 @@ class Candidates:
     def predict(self, batch: int, replicas: int, rate: PerSecond | None) -> GpuPrediction:
         asked = self.question
         # Where one engine has the GPU to itself, a second one is judged as MPS would run it.
-        shared = Sharing.MPS if asked.sharing is Sharing.EXCLUSIVE else asked.sharing
-        how = Sharing.EXCLUSIVE if replicas == 1 else shared
+        how = Sharing.among(replicas) if replicas == 1 or asked.sharing is Sharing.EXCLUSIVE else asked.sharing
         return sharing.predict(asked.gpu, (self.group(batch, replicas, rate),), how, asked.policy.gpu_reserve)
 
     def idle(self, batch: int) -> GpuPrediction:

@@ -182,7 +182,7 @@ def group_of(board: Board, kind: GpuKind, seen: Seen, rate: PerSecond | None) ->
 
 def how(seen: Sequence[Seen]) -> Sharing:
     """What engines on one GPU do with it."""
-    return Sharing.EXCLUSIVE if sum(each.engines for each in seen) == 1 else Sharing.MPS
+    return Sharing.among(sum(each.engines for each in seen))
 
 
 def _why_none(engine: EngineFacts | None, placement: Placement) -> Missing:

@@ -98,7 +98,7 @@ def _several(lone: Alike, count: int, rate: float | None) -> Alike:
 def _predicted(engines: tuple[Alike, ...], reserve: Bytes) -> GpuPrediction:
     """All of one kind of GPU, on one of them."""
     groups = tuple(each.group for each in engines)
-    how = Sharing.EXCLUSIVE if sum(group.replicas for group in groups) == 1 else Sharing.MPS
+    how = Sharing.among(sum(group.replicas for group in groups))
     return sharing.predict(engines[0].kind, groups, how, reserve)
 
 

@@ -248,8 +248,7 @@ class Scene:
             llm=self.serving.llm, dtype=self.serving.dtype, shape=SHAPE, lengths=lengths, replicas=engines,
             request_rate=None, coefficients=coefficients,
         )  # fmt: skip
-        how = Sharing.MPS if engines > 1 else Sharing.EXCLUSIVE
-        return sharing.itl_at(self._kind, (group,), (batch,), how)[0]
+        return sharing.itl_at(self._kind, (group,), (batch,), Sharing.among(engines))[0]
 
 
 def _value(measured: object) -> float:

@@ -35,6 +35,11 @@ class Sharing(StrEnum):
     MIG = "MIG"
     TIME_SLICING = "TimeSlicing"
 
+    @staticmethod
+    def among(engines: int) -> Sharing:
+        """What so many engines do with a GPU that has no slices."""
+        return Sharing.EXCLUSIVE if engines == 1 else Sharing.MPS
+
     @property
     def is_alone(self) -> bool:
         """Whether an engine meets no other one on its GPU or slice."""

@@ -104,7 +104,7 @@ def _full(question: Question, chosen: ChosenShape, count: int) -> GpuPrediction:
         llm=question.llm, dtype=question.dtype, shape=chosen.shape, lengths=question.lengths, replicas=count,
         request_rate=None, coefficients=question.coefficients,
     )  # fmt: skip
-    return predict(question.gpu, (group,), Sharing.EXCLUSIVE if count == 1 else Sharing.MPS)
+    return predict(question.gpu, (group,), Sharing.among(count))
 
 
 def _most_engines(account: Account, key: ServingKey, kind: GpuKind) -> int:

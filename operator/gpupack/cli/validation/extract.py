@@ -156,7 +156,7 @@ def _whole_runs(path: Path, counters: Mapping[str, Steady]) -> Iterator[Measured
                         output_cv=0.0 if alike else _OUTPUT_CV[model],
                     ),
                 ),
-                sharing=Sharing.MPS if replicas > 1 else Sharing.EXCLUSIVE,
+                sharing=Sharing.among(replicas),
                 requests=requests,
                 total_tokens_per_second=float(row["total_token_throughput"]),
                 itl_mean=seconds_from_milliseconds(float(row["mean_itl_ms"])),
