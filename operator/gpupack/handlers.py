@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
 from gpupack.decide.scaling import with_scales
 from gpupack.errors import Invalid, Unavailable
-from gpupack.facts.gpu import GpuKind
+from gpupack.facts.gpu import Gpu, GpuKind
 from gpupack.facts.interpretation import Facts, interpret
 from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation, SourceProblem
@@ -46,10 +47,10 @@ from gpupack.kube.source_resource import PrometheusServer
 from gpupack.metrics.promql import Credentials, PrometheusTarget
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper, engine_targets, observed_targets
 from gpupack.metrics.series import Exporter, Quantity
-from gpupack.metrics.windows import Timing
+from gpupack.metrics.windows import GpuReadings, Timing, worst_of
 from gpupack.plan import Outcome
 from gpupack.profiling.measuring import Measurer
-from gpupack.program import configure_logging, count
+from gpupack.program import add_kubeconfig, configure_logging, count
 from gpupack.telemetry import Telemetry, Tick
 from gpupack.trace.recorder import Recorder, TraceFile
 from gpupack.units import MB, Seconds
@@ -225,9 +226,7 @@ class PoolTask:
         observation = scene.observation(
             now,
             self._scraper.engines_seen(all_targets(scene), timing),
-            lambda gpu: self._scraper.gpu_readings(
-                scene.device_of(gpu), gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
-            ),
+            partial(self._readings, scene),
             self._watched_since,
             None if refusal is None else SourceProblem(reason=refusal.reason.value, message=refusal.message),
             self._mirrors.waiting.seen(each.key for each in scene.servings if may_sleep(each)),
@@ -249,6 +248,20 @@ class PoolTask:
         if committed.wrote_pool:
             await self._read_back(scene.pool.resource_version)
         return self._rhythm.rest(began, policy.tick, outcome.wake_in)
+
+    def _readings(self, scene: Scene, gpu: Gpu) -> GpuReadings:
+        """What goes wrong with a card goes wrong with its slices."""
+        policy = scene.pool.policy
+
+        def of(uuid: str) -> GpuReadings:
+            return self._scraper.gpu_readings(
+                uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
+            )
+
+        found = of(scene.device_of(gpu))
+        if not gpu.parent_uuid:
+            return found
+        return replace(found, xid=worst_of([of(gpu.parent_uuid).xid, found.xid]))
 
     def _decide(self, observation: Observation) -> tuple[Observation, Outcome]:
         """The outcome, and on what it was decided."""
@@ -527,9 +540,7 @@ async def operate(
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config"
-    )
+    add_kubeconfig(parser)
     parser.add_argument(
         "--pod-proxy", metavar="URL", help="a plain HTTP forward proxy that reaches pods, to run outside the cluster"
     )

@@ -1,4 +1,4 @@
-"""How a program that runs for long begins: its log, and the counts on its command line."""
+"""How a program that meets a cluster begins: its log, and what its command line has in common with the others'."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def configure_logging(log_format: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in ("kopf", "httpx", "httpcore", "aiohttp.access", "kubernetes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def add_kubeconfig(parser: argparse.ArgumentParser) -> None:
+    """`--kubeconfig`, as `kube.api.configuration_of` takes it."""
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config"
+    )
 
 
 def count(word: str) -> int:

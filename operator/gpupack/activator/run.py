@@ -20,7 +20,7 @@ from gpupack.activator.proxy import Proxy
 from gpupack.activator.routes import Routes
 from gpupack.kube.api import Api, configuration_of
 from gpupack.kube.doors import DOORS, FIRST_DOOR
-from gpupack.program import configure_logging, count
+from gpupack.program import add_kubeconfig, configure_logging, count
 from gpupack.units import MIB
 
 log = logging.getLogger(__name__)
@@ -135,9 +135,7 @@ async def activate(
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config"
-    )
+    add_kubeconfig(parser)
     parser.add_argument(
         "--pod-proxy", metavar="URL", help="a plain HTTP forward proxy that reaches pods, to run outside the cluster"
     )

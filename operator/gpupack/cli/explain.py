@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from gpupack.cli.show import gib, print_json, table
+from gpupack.decide.explain import counted
 from gpupack.decide.meanings import advice
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.serving import Serving
@@ -22,6 +23,7 @@ from gpupack.kube import labels
 from gpupack.kube.api import Api, ApiError, NotFound, configuration_of
 from gpupack.kube.observe import SERVINGS
 from gpupack.kube.serving_resource import serving_resource
+from gpupack.program import add_kubeconfig
 
 KINDS = ("msv", "modelserving", "modelservings")
 PARTS = ("seen", "predicted", "chosen", "rejected", "measured")
@@ -32,9 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name", nargs="?", type=_name, metavar="[msv/]NAME", help="a ModelServing; default: all of the namespace"
     )
     parser.add_argument("-n", "--namespace", default="default", metavar="NAMESPACE", help="default: default")
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
-    )
+    add_kubeconfig(parser)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default text")
     parser.add_argument(
         "--picker", action="store_true",
@@ -223,7 +223,7 @@ def _decisions(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _count(status: Mapping[str, Any]) -> str:
     planned, ready = status.get("replicas", 0), status.get("readyReplicas", 0)
-    return f"{planned} replica{'' if planned == 1 else 's'} planned, {ready} ready"
+    return f"{counted(planned, 'replica')} planned, {ready} ready"
 
 
 def _shape(status: Mapping[str, Any]) -> list[str]:
@@ -249,7 +249,7 @@ def _shape(status: Mapping[str, Any]) -> list[str]:
 def _watched(observed: Mapping[str, Any]) -> str:
     engines: Sequence[Mapping[str, Any]] = observed.get("engines", ())
     judged = sum(1 for each in engines if "problem" not in each)
-    pods = f"{len(engines)} pod{'' if len(engines) == 1 else 's'} observed"
+    pods = f"{counted(len(engines), 'pod')} observed"
     return f"{pods}, {judged} judged; gpupack started none of them"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpupack.decide.advise import Advice
+from gpupack.decide.explain import counted
 from gpupack.decide.frontier import Point
 from gpupack.decide.question import Question
 from gpupack.errors import Invalid
@@ -59,7 +60,7 @@ def draw_frontier(path: Path, question: Question, advice: Advice, points: Sequen
             _throughputs(group),
             "o",
             markersize=4,
-            label=f"{replicas} engine{'s' if replicas > 1 else ''}",
+            label=counted(replicas, "engine"),
         )
     best = [point for point in points if point.best]
     axes.plot(_latencies(best), _throughputs(best), "-", color="0.3", linewidth=1, label="frontier", zorder=0)

@@ -132,7 +132,7 @@ class Summary:
             return "no tick was recorded"
         ticks = sum(self._weights.values())
         head = (
-            f"{ticks:,} tick{'' if ticks == 1 else 's'} from {_time(self._began)} to {_time(self._ended)} UTC,"
+            f"{explain.counted(ticks, 'tick')} from {_time(self._began)} to {_time(self._ended)} UTC,"
             f" decided by gpupack {', '.join(self._programs)} and again by {__version__}"
         )  # fmt: skip
         counts = [f"{self._weights[weight]:,} {weight.words}" for weight in Weight if self._weights[weight]]

@@ -15,6 +15,7 @@ from gpupack import catalog
 from gpupack.cli.arguments import positive
 from gpupack.cli.explain import prose
 from gpupack.kube.api import Api, configuration_of
+from gpupack.program import add_kubeconfig
 from gpupack.top.feed import Feed
 from gpupack.top.tables import drawn
 
@@ -25,9 +26,7 @@ INTERRUPTED = 130
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="ModelServings of this one; default: of all")
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
-    )
+    add_kubeconfig(parser)
     parser.add_argument("--once", action="store_true", help="print and end; so it does where there is no terminal")
     parser.add_argument(
         "--metrics", metavar="URL", help="the operator's page, where it runs beside the cluster; default: its pod's"

@@ -302,10 +302,10 @@ def appraised(
     lets an engine as it is keep the promise.
     """
     text = [
-        f"{engines} {_engines(engines)} on {gpus} {kind}: now up to {now.max_num_seqs} sequences and"
+        f"{counted(engines, 'engine')} on {gpus} {kind}: now up to {now.max_num_seqs} sequences and"
         f" {gibibytes(now.kv_cache_memory_bytes):.1f} GiB of KV cache each.",
         f"Better {better.max_num_seqs} and {gibibytes(better.kv_cache_memory_bytes):.1f} GiB,"
-        f" {replicas} {_engines(replicas)} on a GPU.",
+        f" {counted(replicas, 'engine')} on a GPU.",
     ]
     if unreachable is not None:
         text.append(f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(unreachable):.4g} ms.")
@@ -317,7 +317,7 @@ def appraised(
     elif not kept_now:
         text.append(f"As it is, an engine keeps {promise(slo)} at no load.")
     if rate is not None and needed is not None:
-        text.append(f"The {rate:.3g} requests/s of now need {needed} of the {gpus} GPU{'' if gpus == 1 else 's'}.")
+        text.append(f"The {rate:.3g} requests/s of now need {needed} of the {counted(gpus, 'GPU')}.")
     return " ".join([*text, f"No further engine: {verdict(stop)}", "Nothing is touched."])
 
 
@@ -402,10 +402,6 @@ def engine_refused(why: str, seconds: float) -> str:
 def faulty(why: Iterable[tuple[str, str]]) -> str:
     """GPUs that are left alone, each with what it told."""
     return " ".join(f"{place(uuid)}: {each}." for uuid, each in why)
-
-
-def _engines(count: int) -> str:
-    return "engine" if count == 1 else "engines"
 
 
 def unknown_products(products: Iterable[str]) -> str:
@@ -503,6 +499,11 @@ def ready(count: int, planned: int) -> str:
     return f"{count} of {planned} replicas ready."
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 engine`, `2,000 engines`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(parts: Iterable[str]) -> str:
     """`a, b and c`."""
     *most, last = list(parts) or [""]
@@ -521,7 +522,7 @@ def pool_written(name: str, ports: Sequence[int], left_out: int, routing: Routin
     where = f"port{'' if len(ports) == 1 else 's'} {listed(str(port) for port in ports)}"
     text = f"InferencePool {name} leads to {where}; its endpoint picker is Service {routing.picker}:{routing.port}."
     if left_out:
-        further = "1 engine" if left_out == 1 else f"{left_out} engines"
+        further = counted(left_out, "engine")
         text += f" {further} at further ports get nothing through it: an InferencePool has room for eight ports."
     return text
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpupack.decide.backends import CLASS_COMES, LEAST_KUBERNETES, SET_GATE, weigh
+from gpupack.decide.explain import counted
 from gpupack.doctor.survey import SOURCES, ClusterSeen, GpuNode, PodLook, Unseen
 from gpupack.facts.counter import Counter as DramCounter
 from gpupack.facts.gpu import GpuKind
@@ -98,11 +99,11 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
     placed, strange = devices_of(slices, gpu_by_product), unknown_devices_of(slices, gpu_by_product)
     places = _places(seen, gpu_by_product)
     if placed:
-        yield good("GPUs", f"{_counted(placed)} can be packed.")
+        yield good("GPUs", f"{_by_kind(placed)} can be packed.")
     if places:
         yield good(
             "GPUs",
-            f"{_counted(places)} can be packed: a device plugin offers them.",
+            f"{_by_kind(places)} can be packed: a device plugin offers them.",
         )
     for product, count in sorted(Counter(each.product for each in strange).items()):
         yield limited(
@@ -132,14 +133,14 @@ def _places(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> tuple[PlacedDevi
     return places_of((each.record for each in seen.nodes), slices, gpu_by_product)
 
 
-def _counted(devices: Iterable[PlacedDevice]) -> str:
+def _by_kind(devices: Iterable[PlacedDevice]) -> str:
     kinds = Counter(each.gpu.kind.name for each in devices)
     return ", ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
 
 
 def _only_plugged(plugged: list[GpuNode], gpu_by_product: GpuByProduct) -> Finding:
     kinds = Counter(_product(each, gpu_by_product) for each in plugged)
-    told = ", ".join(f"{name} on {_count(count, 'node')}" for name, count in sorted(kinds.items()))
+    told = ", ".join(f"{name} on {counted(count, 'node')}" for name, count in sorted(kinds.items()))
     return blocked(
         "GPUs",
         f"A device plugin offers {told}, but not as whole GPUs of a product that gpupack knows, and no DRA driver "
@@ -339,7 +340,7 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
     else:
         yield good(
             "Metrics",
-            f"{pod.key} exports DRAM activity and memory of {_count(len(page), 'GPU')}.",
+            f"{pod.key} exports DRAM activity and memory of {counted(len(page), 'GPU')}.",
         )
 
 
@@ -351,7 +352,7 @@ def _agents(pod: PodLook, page: tuple[GpuPage, ...]) -> Finding:
             "Its busy times are used once their scale is measured under load; dcgm-exporter with "
             "DCGM_FI_PROF_DRAM_ACTIVE tells more.",
         )
-    return good("Metrics", f"The node agent {pod.key} tells DRAM traffic and memory of {_count(len(page), 'GPU')}.")
+    return good("Metrics", f"The node agent {pod.key} tells DRAM traffic and memory of {counted(len(page), 'GPU')}.")
 
 
 def holders(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
@@ -430,7 +431,3 @@ def _unseen(topic: str, what: str, unseen: Unseen) -> Finding:
 def _names(names: list[str]) -> str:
     told = ", ".join(names[:NAMED])
     return told if len(names) <= NAMED else f"{told} and {len(names) - NAMED} more"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -17,14 +17,13 @@ from gpupack.catalog import gpu_by_product
 from gpupack.doctor.findings import Finding, Grade, diagnose
 from gpupack.doctor.survey import ClusterSeen, look
 from gpupack.kube.api import Api, configuration_of
+from gpupack.program import add_kubeconfig
 
 COLOURS = {Grade.GOOD: "green", Grade.LIMITED: "yellow", Grade.BLOCKED: "red", Grade.UNKNOWN: "magenta"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
-    )
+    add_kubeconfig(parser)
     parser.add_argument(
         "--pod-proxy", metavar="URL", help="a forward proxy that reaches pods; default: the API server's way to pods"
     )

@@ -84,7 +84,7 @@ def _has_kubeconfig() -> bool:
 
 
 async def configuration_of(kubeconfig: str | None) -> Configuration:
-    """Credentials and address: the named kubeconfig; else $KUBECONFIG or ~/.kube/config; else the pod's own account.
+    """Credentials and address: the named kubeconfig; else the pod's own account; else $KUBECONFIG or ~/.kube/config.
 
     Raises Unavailable if there is none.
     """

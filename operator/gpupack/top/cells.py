@@ -63,11 +63,6 @@ def against(value: float | None, slo: float | None, digits: int) -> Text:
     return text
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 engine`, `2 engines`"""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def share_of(value: float | None, limit: float | None, of: str = " of ") -> str:
     """`43 of 57 %`"""
     told = NONE if value is None else f"{percent(value):.0f}"

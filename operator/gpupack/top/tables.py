@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gpupack.decide.explain import place
+from gpupack.decide.explain import counted, place
 from gpupack.facts.serving import ServingKey
 from gpupack.top import cells
 from gpupack.top.snapshot import GpuRow, PoolRow, ServingRow, Snapshot
@@ -225,10 +225,10 @@ def headline(snapshot: Snapshot) -> Text:
     ready = sum(each.ready or 0 for each in snapshot.servings)
     missed = sum(each.slo_met == "False" for each in snapshot.servings)
     text = Text(
-        f"{in_use} of {cells.counted(sum(gpus) if gpus else len(snapshot.gpus), 'GPU')} in use, "
-        f"{cells.counted(engines, 'engine')} planned, {ready} ready, {cells.counted(len(snapshot.servings), 'serving')}"
+        f"{in_use} of {counted(sum(gpus) if gpus else len(snapshot.gpus), 'GPU')} in use, "
+        f"{counted(engines, 'engine')} planned, {ready} ready, {counted(len(snapshot.servings), 'serving')}"
     )
-    return text.append(", ").append(cells.counted(missed, "missed promise"), style=cells.BAD) if missed else text
+    return text.append(", ").append(counted(missed, "missed promise"), style=cells.BAD) if missed else text
 
 
 def said(row: PoolRow | GpuRow | ServingRow | None) -> str:

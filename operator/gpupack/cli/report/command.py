@@ -11,6 +11,7 @@ from gpupack.cli.page import write
 from gpupack.cli.report.account import Account, of_cluster, of_trace
 from gpupack.cli.report.page import page
 from gpupack.kube.api import Api, configuration_of
+from gpupack.program import add_kubeconfig
 from gpupack.units import Seconds
 
 OPTION = "--trace"
@@ -20,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         OPTION, type=Path, metavar="FILE", help="what `gpupack operator --trace` wrote; default: the cluster as it is"
     )
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config or the pod's account"
-    )
+    add_kubeconfig(parser)
     parser.add_argument(
         "--metrics", metavar="URL", help="the operator's page, where it runs beside the cluster; default: its pod's"
     )

@@ -15,7 +15,7 @@ from gpupack.cli.plot import drawing, svg
 from gpupack.cli.report.account import Account, Decided, GpuHeld
 from gpupack.decide.advise import Advice, advise
 from gpupack.decide.baselines import Knee, bca
-from gpupack.decide.explain import place
+from gpupack.decide.explain import counted, place
 from gpupack.decide.frontier import Point, points
 from gpupack.decide.prospect import coefficients_of
 from gpupack.decide.question import Question, question_of
@@ -132,7 +132,7 @@ def curves(studied: Studied, account: Account) -> str:
         if not mine:
             continue
         mine.sort(key=lambda each: each.max_num_seqs)
-        label = f"{count} engine{'' if count == 1 else 's'}"
+        label = counted(count, "engine")
         batches = [each.max_num_seqs for each in mine]
         left.plot(batches, [_thousands(each) for each in mine], "-", color=COLOURS[number], label=label)
         right.plot(batches, [milliseconds(each.itl) for each in mine], "-", color=COLOURS[number], label=label)
