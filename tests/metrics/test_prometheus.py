@@ -38,7 +38,18 @@ def test_a_gpu_reads_the_same_before_and_after_the_exporter_renamed_everything(
     assert parse_gpus(dcgm_after) == wanted
 
 
-def test_a_gpu_shared_by_pods_counts_once_and_mig_rows_not_at_all(dcgm_before: bytes) -> None:
+def test_a_row_of_a_mig_instance_is_the_slices_that_it_names() -> None:
+    of_slice = b'DCGM_FI_PROF_DRAM_ACTIVE{UUID="GPU-1",GPU_I_ID="3",dra_mig_device_uuid="MIG-1"} 0.8\n'
+    found = parse_gpus(b'DCGM_FI_PROF_DRAM_ACTIVE{UUID="GPU-1"} 0.3\n' + of_slice)
+    assert [(each.uuid, each.dram_active) for each in found] == [("GPU-1", 0.3), ("MIG-1", 0.8)]
+    agents = b"""gpupack_agent_mig_dram_bandwidth_ratio{uuid="MIG-1",parent_uuid="GPU-1"} 0.7
+gpupack_agent_mig_memory_used_bytes{uuid="MIG-1",parent_uuid="GPU-1"} 5e9
+"""
+    (slice_,) = parse_gpus(agents, Exporter.AGENT)
+    assert (slice_.uuid, slice_.dram_active, slice_.fb_used) == ("MIG-1", 0.7, 5e9)
+
+
+def test_a_gpu_shared_by_pods_counts_once_and_nameless_instances_not_at_all(dcgm_before: bytes) -> None:
     assert dcgm_before.count(b"DCGM_FI_PROF_DRAM_ACTIVE{") == 3
     (gpu,) = parse_gpus(dcgm_before)
     assert gpu.dram_active == 0.641

@@ -127,12 +127,18 @@ async def test_of_two_scrapes_of_one_gpu_the_newest_counts(serve: Serve) -> None
     assert value((await there.readings())[ONE].dram_active) == (0.2, 990.0)
 
 
-async def test_rows_of_slices_and_blanks_and_of_no_gpu_are_nobodys(serve: Serve) -> None:
+async def test_rows_of_unnamed_slices_and_blanks_and_of_no_gpu_are_nobodys(serve: Serve) -> None:
     name = "DCGM_FI_PROF_DRAM_ACTIVE"
     nameless = {"metric": {"__name__": name}, "values": [[990.0, "0.5"]]}
     broken = {"metric": {"__name__": name, "UUID": TWO}, "values": []}
     there = await serve(row(name, 0.7, GPU_I_ID="1"), row(name, 1.5e14), nameless, broken)
     assert await there.readings() == {}
+
+
+async def test_a_row_of_a_slice_is_the_slices(serve: Serve) -> None:
+    there = await serve(row("DCGM_FI_PROF_DRAM_ACTIVE", 0.7, GPU_I_ID="1", dra_mig_device_uuid="MIG-1"))
+    found = await there.readings()
+    assert {uuid: value(each.dram_active)[0] for uuid, each in found.items()} == {"MIG-1": 0.7}
 
 
 async def test_dcgm_is_preferred_to_the_agent_and_the_agent_is_better_than_nothing(serve: Serve) -> None:
@@ -222,8 +228,7 @@ async def test_what_was_read_before_a_refusal_ages_and_then_is_missing_for_its_c
     assert unknown.cause is Cause.NO_SERIES
 
 
-def test_the_built_in_queries_ask_for_samples_of_whole_gpus_by_every_name() -> None:
+def test_the_built_in_queries_ask_for_samples_by_every_name() -> None:
     query = built_in(Quantity.FB_USED, Seconds(89.5))
     assert query.endswith("[90s]")
-    assert 'GPU_I_ID=""' in query
     assert {"DCGM_FI_DEV_FB_USED_BYTES", "DCGM_FI_DEV_FB_USED"} <= set(query.split('"')[1].split("|"))

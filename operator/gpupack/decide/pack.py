@@ -525,8 +525,10 @@ def _to_look_at(board: Board, serving: Serving, sharing: Sharing, *, more: bool)
     """
     (used, not_shut), unused = _emptiest_first(board), board.unused
     most = board.facts.policy.max_gpus
-    if most is not None and len(used) >= most:
-        unused = ()
+    if most is not None:
+        cards = {board.facts.gpus[uuid].gpu.card for uuid in used}
+        if len(cards) >= most:
+            unused = tuple(uuid for uuid in unused if board.facts.gpus[uuid].gpu.card in cards)
     unused = tuple(sorted(unused, key=lambda uuid: _least_fit(board, serving, uuid)))
     mine = {placement.gpu_uuid for placement in board.of[serving.key]}
     own = list(islice((uuid for uuid in used if uuid in mine), OWN_LOOKED_AT))

@@ -231,10 +231,12 @@ TABLE: tuple[AgentSeries, ...] = (
 )  # fmt: skip
 
 
-def _read(quantity: Quantity, one: AgentSeries, factor: float = 1.0) -> Series:
+def _read(quantity: Quantity, one: AgentSeries, of_slices: AgentSeries | None = None, factor: float = 1.0) -> Series:
+    names = [one.name] if of_slices is None else [one.name, of_slices.name]
     return Series(
         quantity=quantity, exporter=Exporter.AGENT, kind=one.kind, unit=one.unit,
-        names=(Name(text=one.name, factor=factor),), meaning=one.meaning, source=one.source, across=Across.MAX,
+        names=tuple(Name(text=name, factor=factor) for name in names), meaning=one.meaning, source=one.source,
+        across=Across.MAX,
     )  # fmt: skip
 
 
@@ -242,11 +244,11 @@ XID_OF_LOST = 79.0
 """What the driver calls a GPU that has fallen off its bus (NVIDIA, XID errors)."""
 EVENT_LABEL, XID_EVENT = "event", "xid_"
 READ: tuple[Series, ...] = (
-    _read(Quantity.DRAM_BANDWIDTH, DRAM_BANDWIDTH),
+    _read(Quantity.DRAM_BANDWIDTH, DRAM_BANDWIDTH, MIG_DRAM_BANDWIDTH),
     _read(Quantity.MEMORY_BUSY, MEMORY_BUSY),
-    _read(Quantity.FB_USED, MEMORY_USED),
+    _read(Quantity.FB_USED, MEMORY_USED, MIG_MEMORY_USED),
     _read(Quantity.POWER, POWER),
-    _read(Quantity.XID, GPU_LOST, XID_OF_LOST),
+    _read(Quantity.XID, GPU_LOST, factor=XID_OF_LOST),
     _read(Quantity.XID_TIME, EVENT_TIME),
 )
 """What of it the operator reads."""

@@ -32,8 +32,8 @@ DEFAULT_COUNTERS = {
 }
 """The one that is missing where an exporter tells of a GPU and of no traffic."""
 UUID_LABELS = {Exporter.DCGM: "UUID", Exporter.AGENT: "uuid"}
-INSTANCE_LABEL = "GPU_I_ID"
-"""On what dcgm-exporter tells of a MIG instance."""
+INSTANCE_LABEL, INSTANCE_UUID_LABEL = "GPU_I_ID", "dra_mig_device_uuid"
+"""On what dcgm-exporter tells of a MIG instance, and whose it is where a claim has it."""
 BLANK = 1.4e14
 """DCGM says "no value" with 140737488355328 and above (dcgm_structs.h); some exporters let that through."""
 
@@ -160,15 +160,15 @@ def parse_engine(page: bytes) -> EnginePage:
 def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage, ...]:
     """By UUID. A GPU that several pods share is printed once per pod with the same value: the greatest is taken.
 
-    Rows of MIG instances are left out: they are relative to the instance, not to the GPU. A lost GPU is XID 79, and
-    another has the last XID that was told.
+    What dcgm-exporter tells of a MIG instance is relative to it, and is the slice's where the row names that. A lost
+    GPU is XID 79, and another has the last XID that was told.
     """
     found: dict[str, dict[Quantity, _Numbers]] = {}
     told: dict[str, tuple[float, float]] = {}
     identity = UUID_LABELS[exporter]
     for one, rank, _, labels, value in _samples(exporter, page):
-        uuid = _label(identity, labels)
-        if uuid is None or _label(INSTANCE_LABEL, labels) or value >= BLANK:
+        uuid = _label(INSTANCE_UUID_LABEL if _label(INSTANCE_LABEL, labels) else identity, labels)
+        if uuid is None or value >= BLANK:
             continue
         if one.quantity is Quantity.XID_TIME:
             if (code := _xid(labels)) is not None:

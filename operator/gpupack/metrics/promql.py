@@ -20,7 +20,15 @@ import httpx
 
 from gpupack.facts.counter import Counter
 from gpupack.facts.observation import Cause
-from gpupack.metrics.prometheus import BLANK, COUNTERS, INSTANCE_LABEL, UUID_LABELS, GpuPage, read_from
+from gpupack.metrics.prometheus import (
+    BLANK,
+    COUNTERS,
+    INSTANCE_LABEL,
+    INSTANCE_UUID_LABEL,
+    UUID_LABELS,
+    GpuPage,
+    read_from,
+)
 from gpupack.metrics.series import Name, Quantity
 from gpupack.metrics.windows import GpuReadings, no_gpu_readings, readings_of
 from gpupack.units import Seconds
@@ -107,9 +115,9 @@ ASKED = (Quantity.DRAM_ACTIVE, Quantity.FB_USED, Quantity.POWER, Quantity.XID)
 
 
 def built_in(quantity: Quantity, look_back: Seconds) -> str:
-    """Raw samples of every spelling of a quantity, of whole GPUs."""
+    """Raw samples of every spelling of a quantity, of whole GPUs and MIG instances."""
     names = "|".join(name for name, each in _SPELLINGS.items() if each.quantity is quantity)
-    return f'{{__name__=~"{names}",{INSTANCE_LABEL}=""}}[{math.ceil(look_back)}s]'
+    return f'{{__name__=~"{names}"}}[{math.ceil(look_back)}s]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +255,9 @@ def _by_gpu(
             sampled, value = float(at), float(text)
         except (KeyError, TypeError, ValueError, IndexError):
             continue
-        uuid = next((labels[key] for key in UUID_LABELS.values() if labels.get(key)), None)
-        if uuid is None or labels.get(INSTANCE_LABEL) or value >= BLANK:
+        named_in = (INSTANCE_UUID_LABEL,) if labels.get(INSTANCE_LABEL) else tuple(UUID_LABELS.values())
+        uuid = next((labels[key] for key in named_in if labels.get(key)), None)
+        if uuid is None or value >= BLANK:
             continue
         if named is not None:
             candidate = _Found(0, taken, value, named[1])

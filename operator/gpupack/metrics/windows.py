@@ -514,18 +514,19 @@ def best_of(found: Sequence[GpuReadings]) -> GpuReadings:
     def first(values: Sequence[Measured]) -> Measured:
         return next((each for each in values if not isinstance(each, Missing)), values[0])
 
-    def worst(values: Sequence[Measured]) -> Measured:
-        """One source that tells an error is enough."""
-        told = [each for each in values if not isinstance(each, Missing)]
-        return max(told, key=lambda each: each.value, default=values[0])
-
     return GpuReadings(
         dram_active=dram.dram_active,
         fb_used=first([each.fb_used for each in found]),
         power=first([each.power for each in found]),
-        xid=worst([each.xid for each in found]),
+        xid=worst_of([each.xid for each in found]),
         counter=dram.counter,
     )
+
+
+def worst_of(xids: Sequence[Measured]) -> Measured:
+    """Who tells an error is enough."""
+    told = [each for each in xids if not isinstance(each, Missing)]
+    return max(told, key=lambda each: each.value, default=xids[0])
 
 
 def no_gpu_readings(cause: Cause) -> GpuReadings:
