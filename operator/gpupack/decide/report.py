@@ -174,14 +174,18 @@ def pool_status(facts: Facts, plan: Plan | None) -> PoolStatus:
         ready = _condition(ConditionType.READY, Truth.FALSE, Step.NO_GPU.value, explain.no_gpu())
     return PoolStatus(
         plan=plan,
-        gpus=len(facts.gpus),
-        gpus_in_use=len({each.gpu_uuid for each in placements}),
+        gpus=len({each.gpu.card for each in facts.gpus.values()}),
+        gpus_in_use=len({_card(facts, each.gpu_uuid) for each in placements}),
         replicas=len(placements),
         scales=facts.scales,
         conditions=(
             accepted, ready, _gpus_known(facts), gpus_measured(facts), *_gpus_healthy(plan), *_backend_chosen(facts),
         ),
     )  # fmt: skip
+
+
+def _card(facts: Facts, uuid: str) -> str:
+    return facts.gpus[uuid].gpu.card if uuid in facts.gpus else uuid
 
 
 def _engine_supported(board: Board, pods: Iterable[ReplicaSeen]) -> tuple[Condition, ...]:
