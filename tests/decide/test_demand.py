@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import pytest
 
-from gpupack.decide.demand import Basis, Demand, ask
-from gpupack.facts.interpretation import EngineFacts, Facts, Gap, Traffic, interpret
+from gpupack.decide.demand import Basis, Demand, arrivals, ask, sleeps_on
+from gpupack.facts.interpretation import EngineFacts, Facts, Gap, Held, Traffic, interpret
 from gpupack.facts.observation import Cause, Missing, Phase
-from gpupack.facts.serving import Serving
+from gpupack.facts.placement import Plan, Record
+from gpupack.facts.policy import Policy
+from gpupack.facts.serving import Mode, Serving
 from gpupack.units import Seconds
 
-from ..strategies import gpu, serving
+from ..kube.objects import BELIEF
+from ..strategies import NOON, gpu, key, serving
 from .world import World
 
 MOST = 16
@@ -25,6 +31,7 @@ def capacity(replicas: int) -> float:
     return sum(PER_REPLICA - 1.0 * number for number in range(replicas))
 
 
+@lru_cache
 def settled(replicas: int, **wishes: object) -> tuple[Serving, Facts]:
     """So many replicas that have been ready for long, with engines that say nothing yet."""
     asked = serving("chat", batch=64, least=replicas, **wishes)  # type: ignore[arg-type]
@@ -232,3 +239,435 @@ def test_before_any_reading_the_declared_rate_sets_the_first_count() -> None:
 
 def test_a_load_without_end_asks_for_one_more_than_can_be_had() -> None:
     assert demand(1, engine(8.0, waiting=1e6, running=64.0)).wanted == MOST + 1
+
+
+# Each small promise by itself: engines as they are given, of replicas that are as they are given
+
+
+def asked_of(
+    *engines: EngineFacts | None,
+    wish: Serving | None = None,
+    planned: int | None = None,
+    able: Callable[[int], float] = capacity,
+    most: int = MOST,
+    replicas: tuple[dict[str, Any], ...] = (),
+    **facts: Any,
+) -> Demand:
+    """What is asked for where so many replicas have these engines; `replicas` changes them one by one."""
+    base, known = settled(max(1, len(engines)))
+    asked = wish or base
+    pods = known.replicas_of[base.key][: len(engines)]
+    changed = tuple(replace(each, **fields) for each, fields in zip(pods, (*replicas, *[{}] * len(pods)), strict=False))
+    seen = {each.name: engine for each, engine in zip(pods, engines, strict=True) if engine is not None}
+    given = replace(known, servings={asked.key: asked}, replicas_of={asked.key: changed}, engines=seen, **facts)
+    return ask(asked, given, len(engines) if planned is None else planned, able, most)
+
+
+def chat(**wishes: Any) -> Serving:
+    return serving("chat", batch=64, **wishes)
+
+
+def short(seen: EngineFacts, *seconds: float) -> EngineFacts:
+    """The same, watched for so long in each window."""
+    windows = zip(seen.windows, seconds, strict=True)
+    return replace(seen, windows=tuple(replace(each, seconds=Seconds(length)) for each, length in windows))
+
+
+QUIET = engine(0.1, peak=0.1)
+YOUNG: dict[str, Any] = {"ready_at": NOON + 149.0}
+"""Of a replica that has just become ready."""
+
+
+@pytest.mark.parametrize(("planned", "spare"), [(1, False), (2, False), (3, True)])
+def test_of_a_manual_count_only_what_is_beyond_it_can_go(planned: int, spare: bool) -> None:
+    assert asked_of(wish=chat(replicas=2), planned=planned).spare is spare
+
+
+@pytest.mark.parametrize(
+    ("engines", "declared", "rate"),
+    [
+        ((engine(3.0), None), 5.0, 5.0),
+        ((engine(3.0), None), 1.0, 3.0),
+        ((engine(3.0), None), None, 3.0),
+        ((engine(0.2), None), None, 0.2),
+        ((engine(1.0), engine(1.0)), 5.0, 2.0),
+        ((engine(0.2), engine(0.2)), None, 0.4),
+        ((engine(3.0), replace(engine(4.0), waiting=NOTHING)), None, 3.0),
+        ((replace(engine(3.0), waiting=NOTHING),), 5.0, None),
+    ],
+)
+def test_the_declared_rate_stands_in_only_while_not_all_engines_are_read(
+    engines: tuple[EngineFacts | None, ...], declared: float | None, rate: float | None
+) -> None:
+    found = asked_of(*engines, wish=chat(replicas=2, rate=declared)).rate
+    assert found == (None if rate is None else pytest.approx(rate))
+
+
+def test_a_replica_that_starts_is_not_one_that_cannot_be_read() -> None:
+    starting: dict[str, Any] = {"phase": Phase.STARTING}
+    assert asked_of(engine(3.0), None, wish=chat(replicas=2, rate=5.0), replicas=({}, starting)).rate == 3.0
+    for fields in (starting, {"in_service": False}):
+        found = asked_of(engine(3.0), None, replicas=({}, fields))
+        assert (found.basis, found.missing) == (Basis.ARRIVALS, ())
+
+
+# Sleep
+
+
+SLEEPER = chat(least=0, idle=100.0)
+IDLE = replace(engine(0.0, peak=0.0, running=0.0), idle=100.0)
+
+
+def held(requests: float | Missing) -> dict[str, Any]:
+    return {"held": {SLEEPER.key: Held(requests=requests, since=None)}}
+
+
+def slept(*reasons: str, by: str = "chat") -> dict[str, Any]:
+    records = tuple(
+        Record(
+            serving=key(by), reason=each, subject="", observed=0.0, limit=0.0, unit="", at_least=False, wanted=0,
+            planned=0, message="", at=NOON,
+        )
+        for each in reasons
+    )  # fmt: skip
+    return {"plan": Plan(records=records)}
+
+
+@pytest.mark.parametrize(
+    ("wish", "facts", "sleeps"),
+    [
+        (SLEEPER, held(0.0), True),
+        (SLEEPER, held(NOTHING), True),
+        (SLEEPER, held(1.0), False),
+        (SLEEPER, held(2.0), False),
+        (chat(least=0, replicas=0), held(0.0), False),
+        (chat(least=1), held(0.0), False),
+        (chat(least=0, mode=Mode.SUSPEND), held(0.0), False),
+        (SLEEPER, {"plan": None}, False),
+        (SLEEPER, slept("Asleep"), True),
+        (SLEEPER, slept("Added", "Asleep"), True),
+        (SLEEPER, slept("Added"), False),
+        (SLEEPER, slept("Asleep", by="docs"), False),
+    ],
+)
+def test_one_without_a_replica_sleeps_on_unless_somebody_waits(
+    wish: Serving, facts: dict[str, Any], sleeps: bool
+) -> None:
+    found = asked_of(wish=wish, planned=0, **facts)
+    assert (found.basis is Basis.ASLEEP) is sleeps
+    if sleeps:
+        assert (found.wanted, found.floor, found.spare) == (0, 0, False)
+    assert asked_of(wish=wish, planned=1, **facts).basis is not Basis.ASLEEP
+
+
+@pytest.mark.parametrize(
+    ("idle", "facts", "gives_up"),
+    [
+        (100.0, held(0.0), True),
+        (99.0, held(0.0), False),
+        (NOTHING, held(0.0), False),
+        (100.0, held(1.0), False),
+        (100.0, held(NOTHING), False),
+        (100.0, {}, False),
+    ],
+)
+def test_the_last_replica_may_go_when_it_is_known_to_be_idle_and_nobody_waits(
+    idle: float | Missing, facts: dict[str, Any], gives_up: bool
+) -> None:
+    found = asked_of(replace(IDLE, idle=idle), wish=SLEEPER, **facts)
+    assert found.spare is gives_up
+    assert not asked_of(replace(IDLE, idle=idle), wish=chat(least=1, idle=100.0), **facts).spare
+
+
+def test_the_last_replica_stays_beside_one_that_leaves_is_new_or_is_busy() -> None:
+    assert not asked_of(IDLE, IDLE, wish=SLEEPER, planned=1, replicas=({}, {"deletion_at": NOON}), **held(0.0)).spare
+    assert not asked_of(IDLE, None, wish=SLEEPER, planned=1, replicas=({}, YOUNG), **held(0.0)).spare
+    assert not asked_of(IDLE, replace(IDLE, idle=9.0), wish=SLEEPER, planned=1, **held(0.0)).spare
+    assert not asked_of(replace(engine(9.0), idle=100.0), wish=SLEEPER, planned=2, **held(0.0)).spare
+
+
+# Before any reading
+
+
+@pytest.mark.parametrize(
+    ("declared", "waiting", "least", "wanted"),
+    [
+        (None, None, 0, 1),
+        (None, 0.0, 0, 1),
+        (None, 600.0, 0, 3),
+        (None, 570.0, 0, 2),
+        (None, 600.0, 1, 1),
+        (1.0, 570.0, 0, 3),
+        (20.0, None, 0, 3),
+        (16.14, None, 0, 2),
+    ],
+)
+def test_what_is_declared_and_what_is_held_set_the_first_count(
+    declared: float | None, waiting: float | None, least: int, wanted: int
+) -> None:
+    """Nineteen a second are two engines' work, more is three's; a queue must be gone in 30 s."""
+    facts = {} if waiting is None else held(waiting)
+    found = asked_of(wish=chat(least=least, rate=declared), planned=1, able=capacity, **facts)
+    assert (found.basis, found.wanted, found.spare) == (Basis.DECLARED, wanted, False)
+
+
+def test_the_first_count_is_one_more_than_can_be_had_at_most() -> None:
+    assert asked_of(wish=chat(rate=1000.0), planned=0, most=2).wanted == 3
+    assert asked_of(wish=chat(rate=1000.0), planned=4, most=2).wanted == 5
+    assert asked_of(wish=chat(least=0), planned=1, able=lambda count: 0.01 * count, **held(1.0)).wanted == 4
+
+
+# New replicas, and those that leave
+
+
+def test_a_replica_that_has_just_come_is_waited_for_and_none_goes_meanwhile() -> None:
+    lone = asked_of(QUIET, QUIET, None, replicas=({}, {}, YOUNG))
+    assert (lone.basis, lone.missing, lone.spare) == (Basis.ARRIVALS, (), False)
+    assert asked_of(QUIET, QUIET, short(QUIET, 10.0, 10.0), replicas=({}, {}, YOUNG)).spare is False
+    assert asked_of(QUIET, QUIET, QUIET).spare
+
+
+BURST = engine(5.0, gaps=((2.0, 40.0), (2.0, 5.0)))
+
+
+def test_only_where_one_more_can_be_added_is_an_engine_looked_at_again() -> None:
+    assert asked_of(BURST).look_again
+    assert not asked_of(BURST, most=1).look_again
+    assert not asked_of(BURST, planned=2).look_again
+    assert not asked_of(BURST, None, replicas=({}, YOUNG)).look_again
+    assert not asked_of(engine(5.0, gaps=((2.0, 9.0), (2.0, 5.0)))).look_again
+
+
+@pytest.mark.parametrize(
+    ("gaps", "again"),
+    [
+        (((2.0, 14.0), (2.0, 0.0)), True),
+        (((1.0, 14.0), (2.0, 0.0)), True),
+        (((0.8, 17.5), (2.0, 0.0)), False),
+        (((0.5, 16.0), (1.5, 16.0)), True),
+    ],
+)
+def test_a_gap_of_half_a_period_is_long_enough_to_be_looked_at_by_itself(
+    gaps: tuple[tuple[float, float], ...], again: bool
+) -> None:
+    assert asked_of(engine(5.0, gaps=gaps)).look_again is again
+
+
+def test_one_short_gap_makes_all_of_them_short() -> None:
+    long, brief = engine(4.0, gaps=((2.0, 12.0), (2.0, 0.0))), engine(4.0, gaps=((0.5, 12.0), (2.0, 0.0)))
+    assert not asked_of(long, brief).look_again
+    both = engine(4.0, gaps=((0.5, 12.0), (0.5, 12.0)))
+    assert not asked_of(both, engine(4.0, gaps=((0.5, 12.0), (2.0, 12.0)))).look_again
+    assert not asked_of(engine(0.1, gaps=((0.5, 0.0), (0.5, 0.0))), able=lambda count: 0.5 * count).look_again
+
+
+def test_each_of_the_two_gaps_must_show_a_step() -> None:
+    assert asked_of(engine(5.0, gaps=((2.0, 5.0), (2.0, 40.0)))).wanted == 1
+
+
+# Rates
+
+
+def test_a_window_that_is_too_short_or_cannot_be_read_does_not_count() -> None:
+    assert asked_of(short(engine(2.0, long=9.0), 30.0, 14.0)).rate == pytest.approx(2.0)
+    assert asked_of(short(engine(2.0, long=9.0), 30.0, 15.0)).rate == pytest.approx(9.0)
+    first, second = engine(2.0).windows
+    unread = replace(engine(2.0, peak=2.0), windows=(first, replace(second, arrivals=NOTHING)))
+    assert asked_of(unread, unread).rate == pytest.approx(4.0)
+    assert asked_of(replace(unread, windows=(first,)), replace(unread, windows=(first,))).rate == pytest.approx(4.0)
+    assert arrivals([], Policy()) == 0.0
+
+
+@pytest.mark.parametrize(("each", "spare"), [(3.49, True), (3.5, False)])
+def test_chance_is_that_of_the_shortest_and_the_longest_window(each: float, spare: bool) -> None:
+    """At 6.98 requests/s the next 30 s show 8.5 by three standard errors of 30 s and of 300 s."""
+    assert asked_of(engine(each, peak=each), engine(each, peak=each)).spare is spare
+
+
+# What one less must hold
+
+
+def test_one_less_than_the_least_count_is_never_enough() -> None:
+    assert asked_of(QUIET, QUIET).spare
+    assert not asked_of(QUIET, QUIET, wish=chat(least=2)).spare
+
+
+def test_a_model_that_is_being_learnt_must_hold_with_more_to_spare() -> None:
+    just = engine(3.45, peak=3.45)
+    assert asked_of(just, just).spare
+    assert not asked_of(just, just, wish=replace(chat(), learned=(BELIEF,))).spare
+    calm = engine(3.0, peak=3.0)
+    assert asked_of(calm, calm, wish=replace(chat(), learned=(BELIEF,))).spare
+
+
+def test_while_a_queue_piles_up_none_is_spare() -> None:
+    found = asked_of(engine(0.1, peak=0.1, waiting=65.0, running=64.0), QUIET)
+    assert (found.wanted, found.spare) == (3, False)
+
+
+def test_what_cannot_finish_anything_asks_for_no_more_and_has_no_utilisation() -> None:
+    none = asked_of(engine(5.0), able=lambda count: 0.0 * count)
+    assert (none.wanted, none.utilization) == (1, None)
+    slow = asked_of(engine(0.8), able=lambda count: 0.5 * count)
+    assert (slow.wanted, slow.utilization) == (2, pytest.approx(1.6))
+
+
+# Clients of a constant number
+
+
+def constant(clients: float, rate: float = 1.0, peak: float | None = None) -> EngineFacts:
+    return engine(rate, peak=rate if peak is None else peak, running=clients, constant=True)
+
+
+@pytest.mark.parametrize(
+    ("engines", "spare"),
+    [
+        ((constant(16.0), constant(16.0)), True),
+        ((constant(16.0), constant(17.0)), False),
+        ((constant(16.0, peak=1.04), constant(16.0, peak=1.04)), True),
+        ((constant(16.0, peak=1.06), constant(16.0, peak=1.06)), False),
+        ((constant(32.0),), False),
+    ],
+)
+def test_one_of_constant_clients_goes_when_half_of_what_is_left_holds_them_and_their_peak_is_their_mean(
+    engines: tuple[EngineFacts, ...], spare: bool
+) -> None:
+    found = asked_of(*engines)
+    assert (found.basis, found.spare, found.look_again) == (Basis.CLOSED_LOOP, spare, False)
+
+
+def test_while_a_replica_is_new_none_of_constant_clients_goes() -> None:
+    three = (constant(16.0), constant(16.0), None)
+    assert not asked_of(*three, replicas=({}, {}, YOUNG)).spare
+
+
+def test_a_constant_needs_ten_scrapes_of_at_least_three_that_differ_by_one_or_two_per_cent() -> None:
+    def basis(*engines: EngineFacts) -> Basis:
+        return asked_of(*engines).basis
+
+    def between(least: float, most: float) -> EngineFacts:
+        windows = (replace(each, inside_least=least, inside_most=most) for each in constant(20.0).windows)
+        return replace(constant(20.0), windows=tuple(windows))
+
+    assert basis(short(constant(20.0), 20.0, 20.0)) is Basis.CLOSED_LOOP
+    assert basis(short(constant(20.0), 19.0, 19.0)) is Basis.ARRIVALS
+    assert basis(between(19.0, 20.0)) is basis(between(98.0, 100.0)) is Basis.CLOSED_LOOP
+    assert basis(between(18.9, 20.0)) is basis(between(97.9, 100.0)) is Basis.ARRIVALS
+    assert basis(between(8.0, 8.0)) is basis(between(3.0, 3.0), between(5.0, 5.0)) is Basis.CLOSED_LOOP
+    assert basis(between(7.0, 7.0)) is basis(between(2.0, 2.0), between(9.0, 9.0)) is Basis.ARRIVALS
+    windows = (replace(each, inside_most=NOTHING) for each in constant(20.0).windows)
+    assert basis(replace(constant(20.0), windows=tuple(windows))) is Basis.ARRIVALS
+
+
+def test_slots_are_those_of_the_largest_batch() -> None:
+    shape = settled(1)[1].replicas_of[key("chat")][0].shape
+    one, half = ({"shape": replace(shape, max_num_seqs=batch)} for batch in (1, 32))
+    assert asked_of(constant(8.0), replicas=(one,)).wanted == 8
+    assert asked_of(constant(30.0), constant(30.0), planned=1, replicas=({}, half)).wanted == 1
+
+
+def test_the_quickest_of_late_is_how_often_constant_clients_would_ask() -> None:
+    like = engine(3.0, peak=3.0, running=10.0, constant=True)
+    first, last = (like.windows[0], like.windows[-1])
+    seen = replace(like, windows=(replace(first, inside_most=5.0), replace(first, inside_most=5.0), last))
+    assert asked_of(seen, seen).spare, "clients are counted over the longest window"
+    quick = engine(4.9, long=3.0, peak=3.0, running=10.0, constant=True)
+    slow = engine(1.0, long=3.0, peak=3.0, running=10.0, constant=True)
+    assert not asked_of(quick, slow).spare
+
+
+def test_a_count_without_its_least_is_not_constant() -> None:
+    windows = (replace(each, inside_least=NOTHING) for each in constant(20.0).windows)
+    assert asked_of(replace(constant(20.0), windows=tuple(windows))).basis is Basis.ARRIVALS
+
+
+# Queues
+
+
+def test_survivors_must_drain_the_queue_as_well() -> None:
+    short_queue, long_queue = (engine(3.0, peak=3.0, waiting=each) for each in (1.0, 60.0))
+    assert asked_of(short_queue, short_queue).spare
+    assert not asked_of(long_queue, long_queue).spare
+    leaves = engine(0.0)
+    carried = engine(3.0, peak=4.2)
+    assert asked_of(carried, carried, leaves, planned=2, replicas=({}, {}, {"deletion_at": NOON})).spare
+
+
+def test_a_queue_asks_for_exactly_what_drains_it() -> None:
+    assert asked_of(engine(0.0, waiting=810.0, running=64.0)).wanted == 3
+
+
+PILED = engine(0.1, peak=0.1, waiting=65.0, running=64.0)
+
+
+def since(seconds: float) -> dict[str, Any]:
+    """Ready for so long."""
+    return {"ready_at": NOON + 150.0 - seconds}
+
+
+@pytest.mark.parametrize(
+    ("engines", "replicas", "wanted"),
+    [
+        ((PILED, None), ({}, {"phase": Phase.STARTING}), 2),
+        ((PILED, QUIET), ({}, since(29.0)), 2),
+        ((PILED, QUIET), ({}, since(30.0)), 3),
+        ((PILED,), (since(29.0),), 2),
+        ((replace(QUIET, waiting=NOTHING), PILED), (since(33.0), {}), 3),
+        ((replace(QUIET, waiting_before=NOTHING), PILED), (), 3),
+        ((replace(PILED, waiting=64.0, waiting_before=64.0),), (), 1),
+        ((replace(PILED, waiting=80.0, waiting_before=84.0),), (), 2),
+        ((replace(PILED, waiting=90.0, waiting_before=96.0),), (), 1),
+    ],
+)
+def test_a_queue_that_stays_asks_for_one_more_when_no_help_is_on_its_way(
+    engines: tuple[EngineFacts | None, ...], replicas: tuple[dict[str, Any], ...], wanted: int
+) -> None:
+    """Ninety requests that fall by six in two seconds are gone in thirty."""
+    assert asked_of(*engines, planned=len(engines), replicas=replicas).wanted == wanted
+
+
+def test_a_short_queue_of_a_small_engine_that_falls_by_one_a_second_needs_no_help() -> None:
+    shape = replace(settled(1)[1].replicas_of[key("chat")][0].shape, max_num_seqs=16)
+    queue = engine(0.1, waiting=20.0, before=22.0, running=16.0)
+    assert asked_of(queue, replicas=({"shape": shape},)).wanted == 1
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (None, "no readings"),
+        (replace(engine(1.0), waiting=NOTHING), "vllm Unreachable"),
+        (replace(engine(1.0), windows=()), "the window is too short"),
+        (short(engine(1.0), 10.0, 10.0), "the window is too short"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_replica(seen: EngineFacts | None, told: str) -> None:
+    found = asked_of(seen)
+    assert found.basis is Basis.MISSING
+    assert [each.partition(": ")[2] for each in found.missing] == [told]
+
+
+def test_only_the_shortest_window_must_be_there() -> None:
+    first, second = engine(1.0).windows
+    blind = replace(first, arrivals=NOTHING)
+    assert asked_of(replace(engine(1.0), windows=(blind, second))).missing[0].endswith("vllm Unreachable")
+    brief = replace(first, seconds=Seconds(10.0))
+    said = asked_of(replace(engine(1.0), windows=(brief, replace(second, arrivals=NOTHING)))).missing
+    assert said[0].endswith("the window is too short")
+
+
+def test_a_replica_is_new_until_its_first_window_could_be_read() -> None:
+    told_after = settled(1)[1].policy.rates_told_after
+    assert asked_of(None, replicas=(since(told_after - 1.0),)).basis is Basis.DECLARED
+    assert asked_of(None, replicas=(since(told_after),)).basis is Basis.MISSING
+    assert asked_of(None, replicas=({"ready_at": None, "created_at": NOON + 149.0},)).basis is Basis.DECLARED
+
+
+def test_a_count_that_a_person_keeps_never_sleeps() -> None:
+    _, facts = settled(1)
+    known = replace(facts, **held(0.0))
+    assert sleeps_on(SLEEPER, known)
+    assert not sleeps_on(chat(least=0, replicas=0), known)
