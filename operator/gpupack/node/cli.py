@@ -38,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "at the printed control address (GET /state, POST /load, ...). Ctrl-C takes everything away again."
     )
     where = parser.add_argument_group("cluster").add_mutually_exclusive_group()
-    where.add_argument("--kubeconfig", type=Path, help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config")
+    where.add_argument(
+        "--kubeconfig", type=Path, help="default: the pod's own account, else $KUBECONFIG, else ~/.kube/config"
+    )
     where.add_argument(
         "--with-control-plane", action="store_true",
         help="start a real control plane beside it (its programs are fetched or built on first use)",
