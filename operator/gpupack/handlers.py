@@ -31,10 +31,9 @@ from gpupack.decide import learning
 from gpupack.decide.learning import Learning
 from gpupack.decide.reconcile import reconcile
 from gpupack.decide.scaling import with_scales
-from gpupack.errors import Invalid, Unavailable
-from gpupack.facts.gpu import Gpu, GpuKind
+from gpupack.errors import Unavailable
+from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, interpret
-from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Observation, SourceProblem
 from gpupack.facts.policy import Policy
 from gpupack.kube import labels
@@ -69,6 +68,10 @@ OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 IMAGE_VARIABLE = "GPUPACK_IMAGE"
 STUCK_SECONDS = 120.0
 """A pool whose loop has not turned for this long is stuck; the liveness probe says so."""
+
+LOOKUPS = Lookups(
+    gpu_by_product=catalog.gpu_by_product, gpu_by_name=partial(catalog.gpu, field="spec.gpu"), llm_of=catalog.llm_of
+)
 
 Reconcile = Callable[[Observation, Facts], Outcome]
 Record = Callable[[Observation, Outcome], None]
@@ -317,9 +320,9 @@ class Operator:
         self._reconcile = reconcile
         self._api = Api(configuration, on_call=self.telemetry.called)
         self.mirrors = Mirrors(
-            self._api, _lookups(), self.stir, pod_proxy=pod_proxy, activator_namespace=activator_namespace
+            self._api, LOOKUPS, self.stir, pod_proxy=pod_proxy, activator_namespace=activator_namespace
         )  # fmt: skip
-        self._measurer = Measurer(self._api, self.mirrors, _gpu_by_name, pod_proxy=pod_proxy)
+        self._measurer = Measurer(self._api, self.mirrors, LOOKUPS.gpu_by_name, pod_proxy=pod_proxy)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._followers: list[asyncio.Task[None]] = []
         self._stirred = asyncio.Event()
@@ -445,26 +448,6 @@ def _end_if_it_died(follower: asyncio.Task[None]) -> None:
     if not follower.cancelled() and (problem := follower.exception()) is not None:
         log.critical("a background task died; the operator ends", exc_info=problem)
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _lookups() -> Lookups:
-    return Lookups(gpu_by_product=catalog.gpu_by_product, gpu_by_name=_gpu_by_name, llm_of=llm_of)
-
-
-def _gpu_by_name(name: str) -> GpuKind:
-    return catalog.gpu(name, "spec.gpu")
-
-
-def llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
-    """A model of the catalog, or of the config that a user gave. Raises Invalid for any other."""
-    if config is None:
-        try:
-            return catalog.llm(name, "spec.model.name")
-        except Invalid as unknown:
-            fix = f"{unknown.fix}; or give the fields of its config.json in spec.model.config"
-            raise Invalid(unknown.field, unknown.problem, fix) from None
-    fields: dict[str, Any] = dict(config)  # the schema allows exactly these, and one of them is a truth value
-    return catalog.llm_from_config(name, catalog.LlmConfig(**fields))
 
 
 async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -152,6 +153,18 @@ def llm_from_config(name: str, config: LlmConfig, field: str = "spec.model.confi
         provenance="counted from the config.json fields given; gated MLP, no biases",
         tied_embeddings=config.tie_word_embeddings,
     )
+
+
+def llm_of(name: str, config: Mapping[str, int] | None) -> Llm:
+    """A model of the catalog, or of the config that a user gave. Raises Invalid for any other."""
+    if config is None:
+        try:
+            return llm(name, "spec.model.name")
+        except Invalid as unknown:
+            fix = f"{unknown.fix}; or give the fields of its config.json in spec.model.config"
+            raise Invalid(unknown.field, unknown.problem, fix) from None
+    fields: dict[str, Any] = dict(config)  # the schema allows exactly these, and one of them is a truth value
+    return llm_from_config(name, LlmConfig(**fields))
 
 
 def _slice_of_product(product: str, profile: str, memory: Bytes | None) -> GpuKind | None:

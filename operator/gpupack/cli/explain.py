@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
+from gpupack import catalog
 from gpupack.cli.show import gib, print_json, table
 from gpupack.decide.explain import counted
 from gpupack.decide.meanings import advice
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.serving import Serving
-from gpupack.handlers import llm_of
 from gpupack.kube import labels
 from gpupack.kube.api import Api, ApiError, NotFound, configuration_of
 from gpupack.kube.observe import SERVINGS
@@ -133,7 +133,7 @@ def _learnt_of(serving: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]
     """The learned profiles of the serving's model and engine version."""
     if not profiles:
         return []
-    read = serving_resource(serving, llm_of=llm_of).serving
+    read = serving_resource(serving, llm_of=catalog.llm_of).serving
     if not isinstance(read, Serving):
         return []
     wanted = (read.llm.name, read.engine_version)

@@ -14,19 +14,18 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Protocol
 
-from gpupack import catalog
 from gpupack.decide.learning import Learning, learn
 from gpupack.decide.scaling import with_scales
-from gpupack.errors import Invalid, Unavailable
+from gpupack.errors import Unavailable
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, interpret
-from gpupack.facts.llm import Llm
 from gpupack.facts.observation import Cause, HeldSeen, Observation
 from gpupack.facts.serving import ServingKey
+from gpupack.handlers import LOOKUPS
 from gpupack.kube.api import Api, ApiError, Conflict, Json, error_of
 from gpupack.kube.doors import may_sleep
 from gpupack.kube.mirror import Mirror
-from gpupack.kube.observe import Lookups, Mirrors, Scene, scene_of
+from gpupack.kube.observe import Mirrors, Scene, scene_of
 from gpupack.kube.perform import Committed, Performed, Performer, carry_out, keep_learnt
 from gpupack.metrics.prometheus import EnginePage, GpuPage
 from gpupack.metrics.scrape import EngineTarget, engine_targets
@@ -300,14 +299,3 @@ class Process:
         waiting = (self._pages.held(each.key, wall) for each in scene.servings if scene.activators and may_sleep(each))
         held = tuple(each for each in waiting if each is not None)
         return scene.observation(Seconds(round(wall, 3)), seen, readings, held=held)
-
-
-def _llm_of(name: str, config: object) -> Llm:
-    if config is not None:
-        raise Invalid("spec.model.config", "not in a simulated world", "name a model of the catalog")
-    return catalog.llm(name, "spec.model.name")
-
-
-LOOKUPS = Lookups(
-    gpu_by_product=catalog.gpu_by_product, gpu_by_name=lambda name: catalog.gpu(name, "spec.gpu"), llm_of=_llm_of
-)

@@ -21,7 +21,6 @@ from gpupack.facts.observation import Observation, Phase, Reading, ReplicaSeen
 from gpupack.facts.placement import ChosenShape, Placement, Plan
 from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Serving, ServingKey
-from gpupack.handlers import llm_of
 from gpupack.kube.api import Api
 from gpupack.kube.observe import POOLS
 from gpupack.kube.pool_resource import pool_resource
@@ -249,7 +248,7 @@ async def of_cluster(api: Api, *, metrics: str | None, now: Seconds, name: str) 
     await feed.look()
     seen = feed.snapshot()
     pools = {each.name: each for each in map(pool_resource, (await api.get(POOLS))["items"])}
-    servings = [serving_resource(each.resource, llm_of=llm_of) for each in seen.servings]
+    servings = [serving_resource(each.resource, llm_of=catalog.llm_of) for each in seen.servings]
     found = []
     for pool in pools.values():
         plan = pool.plan or Plan()
