@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpupack.facts.experiment import is_news
-from gpupack.facts.glance import GpuGlance, ServingGlance, glance
+from gpupack.facts.glance import GpuGlance, ServingGlance, glance, last_predicted
 from gpupack.facts.observation import Missing, Observation, Phase
 from gpupack.plan import Outcome
 
@@ -184,10 +184,7 @@ def _gpus(ticks: Iterable[Tick]) -> Iterator[Metric]:
             where = [gpu.gpu.node, gpu.gpu.uuid]
             here = [each for each in seen.replicas if each.gpu_uuid == gpu.gpu.uuid]
             ready = [each for each in here if each.phase is Phase.READY]
-            told = [each for each in here if each.predicted is not None]
-            if told:
-                last = max(told, key=lambda each: (each.created_at, each.name)).predicted
-                assert last is not None
+            if (last := last_predicted(here)) is not None:
                 predicted.add_metric(where, last.tokens_per_second_after)
                 saturation.add_metric(where, last.saturation_after)
             least = [bytes_ for each in ready if (bytes_ := frees.get(each.serving)) is not None]

@@ -11,7 +11,6 @@ from typing import NewType
 
 Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
-Tokens = NewType("Tokens", int)
 Ratio = NewType("Ratio", float)
 PerSecond = NewType("PerSecond", float)
 BytesPerSecond = NewType("BytesPerSecond", float)
@@ -20,7 +19,7 @@ Watts = NewType("Watts", float)
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 MB, GB = 10**6, 10**9
-MINUTE, HOUR = Seconds(60.0), Seconds(3600.0)
+MINUTE = Seconds(60.0)
 
 _BINARY = {"Ki": KIB, "Mi": MIB, "Gi": GIB, "Ti": 1024**4}
 _DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": MB, "G": GB, "T": 10**12}

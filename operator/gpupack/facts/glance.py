@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpupack.facts.gpu import Gpu
 from gpupack.facts.interpretation import Facts, Known, Traffic, interpret
 from gpupack.facts.observation import Cause, EngineSeen, Measured, Missing, Observation, Phase, Reading, ReplicaSeen
+from gpupack.facts.placement import PredictedEffect
 from gpupack.facts.serving import ServingKey
 from gpupack.facts.share import shares
 from gpupack.units import Bytes, PerSecond, Ratio, Seconds, Watts
@@ -67,11 +68,16 @@ def glance(seen: Observation) -> Glance:
     )
 
 
+def last_predicted(replicas: Iterable[ReplicaSeen]) -> PredictedEffect | None:
+    """What the newest replica of a GPU was to bring there, as far as any says."""
+    told = [(each.created_at, each.name, each.predicted) for each in replicas if each.predicted is not None]
+    return max(told, key=lambda each: each[:2])[2] if told else None
+
+
 def _gpu(facts: Facts, uuid: str, power: Measured, engines: dict[str, EngineSeen]) -> GpuGlance:
     gpu, here = facts.gpus[uuid], facts.replicas_on.get(uuid, ())
     ready = _ready(here)
-    told = [each for each in here if each.predicted is not None]
-    last = max(told, key=lambda each: (each.created_at, each.name)).predicted if told else None
+    last = last_predicted(here)
     watts = power.value if isinstance(power, Reading) and facts.at - power.at <= facts.policy.dcgm_stale_after else None
     memory, dram = _number(gpu.fb_used), _number(gpu.dram_active)
     return GpuGlance(

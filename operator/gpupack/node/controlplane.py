@@ -73,7 +73,6 @@ class AuditEvent:
     code: int
     stage: str
     at: str
-    user_agent: str
 
     @property
     def is_write(self) -> bool:
@@ -363,5 +362,4 @@ def _audit_event(line: Mapping[str, Any]) -> AuditEvent:
         code=line.get("responseStatus", {}).get("code", 0),
         stage=line["stage"],
         at=line["requestReceivedTimestamp"],
-        user_agent=line.get("userAgent", ""),
     )

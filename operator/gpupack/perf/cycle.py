@@ -58,7 +58,6 @@ class Batch(NamedTuple):
     output_mean: float
     input_cv: float
     output_cv: float
-    residual: float
     context: float
     context_deviation: float
     limit: float
@@ -173,7 +172,6 @@ def batch(gpu: GpuKind, group: EngineGroup) -> Batch:
         output_mean=lengths.output_mean,
         input_cv=lengths.input_cv,
         output_cv=lengths.output_cv,
-        residual=lengths.output_mean * (1 + lengths.output_cv**2) / 2,
         context=context,
         context_deviation=deviation,
         limit=float(shape.max_num_seqs),

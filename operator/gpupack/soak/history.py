@@ -106,11 +106,6 @@ def to_lines(history: History, violation: str = "") -> str:
     return "\n".join(json.dumps(line) for line in (header, *events)) + "\n"
 
 
-def is_history(first_line: str) -> bool:
-    """Whether a file that begins so is one of these."""
-    return first_line.startswith('{"format": "' + FORMAT)
-
-
 def from_lines(text: str, name: str = "FILE") -> History:
     """Raises Invalid for what is no history."""
     try:

@@ -34,12 +34,10 @@ class LiveGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveServing:
-    """`latencies` and `promised` are by latency (itl, ttft) and statistic (Mean, P95, P99)."""
+    """`latencies` are by latency (itl, ttft) and statistic (Mean, P95, P99)."""
 
     requests_per_second: PerSecond | None
-    running: float | None
     latencies: Mapping[tuple[str, str], Seconds]
-    promised: Mapping[tuple[str, str], Seconds]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +103,5 @@ def _serving(
     rate = of.get(("gpupack_serving_requests_per_second", key))
     return LiveServing(
         requests_per_second=None if rate is None else PerSecond(rate),
-        running=of.get(("gpupack_serving_running_requests", key)),
         latencies=times.get(("gpupack_serving_latency_seconds", key), {}),
-        promised=times.get(("gpupack_serving_slo_seconds", key), {}),
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpupack.decide.experiment import DRAM
 from gpupack.facts.gpu import GpuKind
 from gpupack.facts.placement import ChosenShape, Placement, Plan
 from gpupack.facts.serving import ServingKey, Shape, Slo
@@ -21,8 +22,6 @@ from gpupack.units import Bytes, PerSecond, Ratio, Seconds, Watts, seconds_from_
 
 KindOf = Callable[[str], GpuKind | None]
 """A GPU kind of the catalog by its name."""
-DRAM_ACTIVE = "DRAM active"
-"""What `decide/experiment.py` calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +220,7 @@ def _gpu_rows(
             planned.setdefault(each.gpu_uuid, (pool.name, []))[1].append(each)
         for step in () if pool.plan is None else pool.plan.experiments:
             for compared in step.compared:
-                if compared.what == DRAM_ACTIVE and step.judged_at is not None:
+                if compared.what == DRAM and step.judged_at is not None:
                     judged[step.gpu_uuid] = Ratio(compared.measured), step.judged_at
     rows = []
     for uuid in {*planned, *live.gpus}:

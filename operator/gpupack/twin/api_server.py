@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
-CLAIM_PROTECTION = "resource.kubernetes.io/delete-protection"
-
 
 class Key(NamedTuple):
     """`resource` is the plural; `namespace` is empty for what has none."""
