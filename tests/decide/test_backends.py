@@ -91,3 +91,51 @@ def test_a_cluster_without_resource_claims_is_told_which_one_has_them() -> None:
 def test_shares_of_the_plugin_are_named_where_they_are_there() -> None:
     offer = ClusterOffer(nodes=(replace(PLUGGED, in_pod=0, whole=0, parts=("nvidia.com/gpu.shared",)),), claims=True)
     assert "nvidia.com/gpu.shared is there" in said(offer)[Backend.DEVICE_PLUGIN]
+
+
+def test_each_way_is_weighed_once_and_what_is_taken_comes_first() -> None:
+    assert [each.backend for each in weigh(DRA)] == [Backend.DRA, Backend.IN_POD, Backend.DEVICE_PLUGIN]
+    assert [each.backend for each in weigh(PLUGIN)] == [Backend.IN_POD, Backend.DRA, Backend.DEVICE_PLUGIN]
+
+
+def test_one_gpu_and_several_are_told_in_their_own_number() -> None:
+    for count, told, it in ((1, "1 GPU:", "publishes it,"), (8, "8 GPUs:", "publishes them,")):
+        sentence = said(replace(DRA, nodes=(replace(PUBLISHED, dra=count),)))[Backend.DRA]
+        assert told in sentence
+        assert it in sentence
+
+
+def test_a_driver_without_its_class_says_where_the_class_comes_from() -> None:
+    assert weigh(replace(DRA, device_class=False))[0].change.startswith("It comes with the driver's chart")
+
+
+def test_gpus_that_are_published_and_cannot_be_used_are_counted() -> None:
+    assert "none of the 8 GPUs" in said(replace(DRA, nodes=(replace(PUBLISHED, dra=0),)))[Backend.DRA]
+    assert "no NVIDIA DRA driver publishes" in said(PLUGIN)[Backend.DRA]
+
+
+def test_the_runtime_class_of_pods_is_named_where_one_was_seen() -> None:
+    assert "RuntimeClass" not in said(PLUGIN)[Backend.IN_POD]
+    assert "name the RuntimeClass nvidia-x." in said(replace(PLUGIN, runtime_class="nvidia-x"))[Backend.IN_POD]
+
+
+def test_a_driver_is_in_the_way_of_a_plugin_where_it_publishes_on_any_node() -> None:
+    other = NodeOffer(node="c")
+    both = said(replace(DRA, nodes=(other, replace(PUBLISHED, whole=8))))[Backend.IN_POD]
+    assert "counts such a GPU twice" in both
+    alone = said(replace(DRA, nodes=(other, PUBLISHED)))[Backend.IN_POD]
+    assert "no device plugin offers them whole" in alone
+
+
+def test_three_nodes_are_named_and_more_are_counted() -> None:
+    def sharing(names: str) -> str:
+        nodes = tuple(NodeOffer(node=each, whole=1, sharing="mps") for each in names)
+        return said(ClusterOffer(nodes=nodes, claims=True))[Backend.IN_POD]
+
+    assert "on a, b and c." in sharing("cba")
+    assert "on a, b, c and 1 more." in sharing("dcba")
+    assert "on a, b, c and 2 more." in sharing("edcba")
+
+
+def test_where_a_plugin_has_no_shares_that_is_said() -> None:
+    assert "taken: nodes offer none, and all shares" in said(PLUGIN)[Backend.DEVICE_PLUGIN]
