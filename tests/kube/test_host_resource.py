@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import yaml
 
+from gpupack import catalog
 from gpupack.facts.gpu import Gpu, GpuKind
 from gpupack.facts.observation import Holder, Missing, Phase, Reading, ReplicaSeen, Trouble
 from gpupack.facts.serving import Serving, Sharing
 from gpupack.host.life import Stage
 from gpupack.host.orders import Orders, orders_text
 from gpupack.kube import host_resource, labels
-from gpupack.kube.host_resource import HostPod, host_of, replicas_in, report_of
-from gpupack.kube.node_resource import ForeignPod, holders_of, node_of, place_name, places_of
+from gpupack.kube.host_resource import HostPod, Json, host_of, replicas_in, report_of
+from gpupack.kube.node_resource import ForeignPod, foreign_pod_of, holders_of, node_of, place_name, places_of
 from gpupack.plan import ApplyClaim, StartReplica
 from gpupack.units import Bytes, Seconds
 
@@ -32,23 +32,23 @@ SERVING = RESOURCE.serving
 APPLY = ApplyClaim(namespace=KEY.namespace, gpu_uuid=PLACE, sharing=Sharing.MPS, owners=(KEY,))
 
 
-def gpu_by_product(product: str, _memory: Bytes | None) -> GpuKind | None:
+def gpu_by_product(product: str, memory: Bytes | None) -> GpuKind | None:
     """By the words of GPU feature discovery."""
-    return None if "MIG" in product else H100
+    return catalog.gpu_by_product(product, memory) if "MIG" in product else H100
 
 
-def plugin_node(name: str = "node-a", gpus: str = "2", **marks: str) -> dict[str, Any]:
+def plugin_node(marks: Mapping[str, str] = {}, *, gpus: str = "2", slices: Mapping[str, str] = {}) -> Json:
     own = {labels.PRODUCT: H100.product_names[0].replace(" ", "-"), labels.PRODUCT_MEMORY_MIB: "81079"}
     return {
-        "metadata": {"name": name, "labels": {**own, **marks}},
-        "status": {"allocatable": {"cpu": "16", labels.PLUGIN_GPU: gpus}},
+        "metadata": {"name": "node-a", "labels": {**own, **marks}},
+        "status": {"allocatable": {"cpu": "16", labels.PLUGIN_GPU: gpus, **slices}},
     }
 
 
-def body() -> dict[str, Any]:
-    gpu = Gpu(uuid=PLACE, node="node-a", device_name="gpu-0", kind=H100, one_household=True)
+def body(apply: ApplyClaim = APPLY, gpu: Gpu | None = None) -> Json:
+    gpu = gpu or Gpu(uuid=PLACE, node="node-a", device_name="gpu-0", kind=H100, one_household=True)
     return host_resource.host_pod(
-        APPLY, gpu, SERVING, RESOURCE.template, room=3, pool="default", image="gpupack:0.1.0",
+        apply, gpu, SERVING, RESOURCE.template, room=3, pool="default", image="gpupack:0.1.0",
         uids={KEY: RESOURCE.uid},
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def host(orders: Orders, *, ready: bool = True) -> HostPod:
 
 def told(orders: Orders, *stages: Stage, mps: str = "Ready", generation: int | None = None) -> str:
     """The supervisor's report, with so many of the engines of the orders."""
-    engines = [
+    engines: list[Json] = [
         {
             "name": each.name, "port": each.port, "arguments": [], "marks": dict(each.marks), "ordered": True,
             "state": stage.value, "since": NOW, "beganAt": NOW, "readyAt": NOW if stage is Stage.READY else None,
@@ -105,20 +105,55 @@ def test_a_node_with_a_device_plugin_and_no_driver_offers_a_place_for_each_gpu()
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "marks",
-    [
-        {labels.PLUGIN_SHARING: "time-slicing"},
-        {labels.PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", labels.PRODUCT_MEMORY_MIB: "9984"},
-    ],
-)
-def test_shared_or_cut_gpus_are_no_whole_ones(marks: dict[str, str]) -> None:
-    assert places_of([node_of(plugin_node(**marks))], [], gpu_by_product) == ()
+def test_gpus_that_the_plugin_shares_are_no_places() -> None:
+    shared = plugin_node({labels.PLUGIN_SHARING: "time-slicing"})
+    assert places_of([node_of(shared)], [], gpu_by_product) == ()
+
+
+SLICE = "nvidia.com/mig-1g.10gb"
+SINGLE = plugin_node({labels.PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", labels.PRODUCT_MEMORY_MIB: "9984"})
+MIXED = plugin_node(gpus="1", slices={SLICE: "2", f"{SLICE}.me": "1", "nvidia.com/mig-9g.1gb": "1"})
+
+
+def test_where_the_strategy_is_single_each_gpu_of_the_plugin_is_a_slice() -> None:
+    places = [each.gpu for each in places_of([node_of(SINGLE)], [], gpu_by_product)]
+    assert [(each.uuid, each.kind.mig_profile, each.resource) for each in places] == [
+        ("node-a-gpu-0", "1g.10gb", labels.PLUGIN_GPU), ("node-a-gpu-1", "1g.10gb", labels.PLUGIN_GPU),
+    ]  # fmt: skip
+
+
+def test_where_the_strategy_is_mixed_slices_are_places_beside_whole_gpus_by_their_profile() -> None:
+    places = [each.gpu for each in places_of([node_of(MIXED)], [], gpu_by_product)]
+    assert [(each.uuid, each.kind.mig_profile, each.resource) for each in places] == [
+        ("node-a-gpu-0", "", labels.PLUGIN_GPU),
+        ("node-a-mig-1g.10gb-0", "1g.10gb", SLICE),
+        ("node-a-mig-1g.10gb-1", "1g.10gb", SLICE),
+        ("node-a-mig-1g.10gb.me-0", "1g.10gb", f"{SLICE}.me"),
+    ]
+
+
+def test_the_pod_of_a_slice_asks_for_one_of_its_profile_and_starts_no_mps() -> None:
+    place = places_of([node_of(MIXED)], [], gpu_by_product)[1].gpu
+    container = body(replace(APPLY, gpu_uuid=place.uuid, sharing=Sharing.MIG), place)["spec"]["containers"][0]
+    limits = container["resources"]["limits"]
+    assert {name: limits[name] for name in limits if "/" in name} == {SLICE: "1"}
+    assert "--mps" not in container["args"]
+
+
+def test_a_slice_of_others_is_none_of_another_profile_nor_a_whole_gpu() -> None:
+    places = places_of([node_of(MIXED)], [], gpu_by_product)
+    other = foreign_pod_of({
+        "metadata": {"namespace": "others", "name": "batch"},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "a", "resources": {"limits": {SLICE: "1"}}}]},
+    })  # fmt: skip
+    assert other is not None
+    held = holders_of(places, [], [other], {"node-a-mig-1g.10gb-1"})
+    assert [each.gpu_uuid for each in held] == ["node-a-mig-1g.10gb-0"]
 
 
 def test_the_name_of_a_place_fits_a_label_however_long_the_nodes_is() -> None:
-    names = {place_name("n" * 200 + end, 7) for end in "ab"}
-    assert len(names) == 2
+    names = {place_name("n" * 200 + end, 7, sort) for end in "ab" for sort in ("gpu", "mig-1g.10gb.me")}
+    assert len(names) == 4
     assert max(map(len, names)) <= 63
 
 

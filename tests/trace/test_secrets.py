@@ -138,7 +138,7 @@ NAMES = {
     "address", "aliases", "content_hash", "device_name", "engine_version", "field", "gpu_kind", "gpu_uuid", "household",
     "identity", "inputs", "kind", "look_again", "mig_profile", "model", "name", "namespace", "neighbours", "node",
     "origin", "owners", "parent_uuid", "parts", "phase", "picker", "pod", "pool", "pool_uid", "product",
-    "product_names", "provenance", "replica", "runtime_class", "selector", "served", "sharing",
+    "product_names", "provenance", "replica", "resource", "runtime_class", "selector", "served", "sharing",
     "stale", "subject", "template_hash", "uid", "unknown_products", "uuid", "version",
 }  # fmt: skip
 """Names that the cluster, the catalog or gpupack gave, and digests: a template's hash stands for its environment."""

@@ -60,6 +60,7 @@ class Gpu:
 
     `one_household`: its engines live together, so they are of one namespace, image and pod template. Where nobody
     publishes devices, `uuid` names a place on the node instead; which device has it shows when something runs there.
+    `resource` is what a pod asks the device plugin for then.
     """
 
     uuid: str
@@ -68,6 +69,7 @@ class Gpu:
     kind: GpuKind
     one_household: bool = False
     parent_uuid: str = ""
+    resource: str = ""
 
     @property
     def card(self) -> str:

@@ -144,7 +144,7 @@ def host_pod(
     resources = {
         "cpu": str(template.cpu_cores * room),
         "memory": number_text(parse_bytes(template.memory) * room),
-        labels.PLUGIN_GPU: "1",
+        gpu.resource or labels.PLUGIN_GPU: "1",
     }
     options = ("--mps",) if apply.sharing is Sharing.MPS else ()
     container = {

@@ -72,7 +72,7 @@ class UnknownDevice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
     """`cpu_cores` is what pods may have of it in all, `gpus` the whole ones that its device plugin offers, `parts` the
-    plugin's other resources.
+    plugin's other resources, `slices` those among them that are MIG slices of one profile, and how many.
 
     `cordoned`: it takes no new ones.
     """
@@ -84,13 +84,14 @@ class NodeRecord:
     cordoned: bool = False
     gpus: int = 0
     parts: tuple[str, ...] = ()
+    slices: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignPod:
     """A pod that is not ours and has a node. `extended` is the GPU resource it asks a device plugin for, or None.
 
-    `gpus` is how many whole ones it asks for.
+    `gpus` is how many of it it asks for.
     """
 
     namespace: str
@@ -128,6 +129,11 @@ def slice_of(resource_slice: Mapping[str, Any]) -> SliceSeen | None:
 
 def node_of(node: Mapping[str, Any]) -> NodeRecord:
     status = node.get("status", {})
+    offered = {
+        name: int(number_of(count))
+        for name, count in sorted(status.get("allocatable", {}).items())
+        if name.startswith(labels.EXTENDED_RESOURCES) and number_of(count) > 0
+    }
     conditions = {each["type"]: each["status"] for each in status.get("conditions", ())}
     return NodeRecord(
         name=node["metadata"]["name"],
@@ -135,14 +141,9 @@ def node_of(node: Mapping[str, Any]) -> NodeRecord:
         labels=node["metadata"].get("labels", {}),
         cpu_cores=number_of(status.get("allocatable", {}).get("cpu", "0")),
         cordoned=bool(node.get("spec", {}).get("unschedulable", False)),
-        gpus=int(number_of(status.get("allocatable", {}).get(labels.PLUGIN_GPU, "0"))),
-        parts=tuple(
-            sorted(
-                name
-                for name, count in status.get("allocatable", {}).items()
-                if name.startswith(labels.EXTENDED_RESOURCES) and name != labels.PLUGIN_GPU and number_of(count) > 0
-            )
-        ),
+        gpus=offered.get(labels.PLUGIN_GPU, 0),
+        parts=tuple(name for name in offered if name != labels.PLUGIN_GPU),
+        slices=tuple(each for each in offered.items() if each[0].startswith(labels.PLUGIN_SLICE)),
     )
 
 
@@ -155,13 +156,14 @@ def foreign_pod_of(pod: Mapping[str, Any]) -> ForeignPod | None:
     ours = metadata.get("labels", {}).get(labels.MANAGER) == labels.MANAGED_BY
     if ours or "nodeName" not in spec or status.get("phase") in ("Succeeded", "Failed"):
         return None
+    extended = None if "extendedResourceClaimStatus" in status else _extended(spec)
     return ForeignPod(
         namespace=metadata["namespace"],
         name=metadata["name"],
         node=spec["nodeName"],
         cpu_cores=_cpu_cores(spec),
-        extended=None if "extendedResourceClaimStatus" in status else _extended(spec),
-        gpus=0 if "extendedResourceClaimStatus" in status else _gpus(spec),
+        extended=extended,
+        gpus=0 if extended is None else _gpus(spec, extended),
     )
 
 
@@ -197,41 +199,50 @@ def devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tup
 def places_of(
     nodes: Iterable[NodeRecord], slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct
 ) -> tuple[PlacedDevice, ...]:
-    """The GPUs that a device plugin offers, on nodes of which no driver publishes devices.
+    """The GPUs and MIG slices that a device plugin offers, on nodes of which no driver publishes devices.
 
-    Which device a pod gets is the plugin's choice, so these are places, as many as the node has GPUs. Nodes whose
-    plugin shares or cuts GPUs offer no whole one.
+    Which device a pod gets is the plugin's choice, so these are places, as many as the node has of each; nobody tells
+    from which GPU a slice is cut. Nodes whose plugin shares GPUs offer none.
     """
     published = {each.node for each in slices}
     return tuple(
         PlacedDevice(
             gpu=Gpu(
-                uuid=place_name(node.name, number), node=node.name, device_name=f"gpu-{number}", kind=kind,
-                one_household=True,
+                uuid=place_name(node.name, number, sort), node=node.name, device_name=f"{sort}-{number}", kind=kind,
+                one_household=True, resource=resource,
             ),
             pool="", taint=None,
         )
         for node in sorted(nodes, key=lambda each: each.name)
-        if node.name not in published and node.gpus and node.labels.get(labels.PLUGIN_SHARING, "none") == "none"
-        if (kind := kind_on(node, gpu_by_product)) is not None and not kind.is_slice
-        for number in range(node.gpus)
+        if node.name not in published and node.labels.get(labels.PLUGIN_SHARING, "none") == "none"
+        for resource, count in ((labels.PLUGIN_GPU, node.gpus), *node.slices)
+        if (kind := kind_on(node, gpu_by_product, resource)) is not None
+        for sort in (resource.removeprefix(labels.EXTENDED_RESOURCES),)
+        for number in range(count)
     )  # fmt: skip
 
 
-def place_name(node: str, number: int) -> str:
+def place_name(node: str, number: int, sort: str = "gpu") -> str:
     """Stands for one of a node's GPUs where a uuid would: a label's value, so at most 63 characters."""
-    tail = f"-gpu-{number}"
+    tail = f"-{sort}-{number}"
     if len(node) + len(tail) <= LABEL_LIMIT:
         return node + tail
-    return f"{node[:40].rstrip('-.')}-{hashlib.sha256(node.encode()).hexdigest()[:10]}{tail}"
+    tail = f"-{hashlib.sha256(node.encode()).hexdigest()[:10]}{tail}"
+    return node[: min(40, LABEL_LIMIT - len(tail))].rstrip("-.") + tail
 
 
-def kind_on(node: NodeRecord, gpu_by_product: GpuByProduct) -> GpuKind | None:
-    """The kind of a node's GPUs by what GPU feature discovery wrote on it; None if it wrote nothing that is known."""
+def kind_on(node: NodeRecord, gpu_by_product: GpuByProduct, resource: str = labels.PLUGIN_GPU) -> GpuKind | None:
+    """The kind of a node's GPUs by what GPU feature discovery wrote on it; None if it wrote nothing that is known.
+
+    `resource`: of what the device plugin offers. Where its slices are by profile, the product is that of the whole GPU;
+    the plugin writes `1g.10gb.me` where drivers write `1g.10gb+me`.
+    """
     product = node.labels.get(labels.PRODUCT)
     if product is None:
         return None
-    memory = node.labels.get(labels.PRODUCT_MEMORY_MIB, "")
+    if resource.startswith(labels.PLUGIN_SLICE):
+        product += labels.SLICE_OF + resource.removeprefix(labels.PLUGIN_SLICE).replace(".me", "+me")
+    memory = node.labels.get(f"{resource}.memory", "")
     return gpu_by_product(product, Bytes(int(memory) * MIB) if memory.isdecimal() else None)
 
 
@@ -272,18 +283,19 @@ def holders_of(
         if uuid in parents
     }
     on_node: dict[str, list[str]] = {}
-    free: dict[str, list[str]] = {}
+    free: dict[tuple[str, str], list[str]] = {}
     for device in devices:
-        places = free if device.gpu.one_household else on_node
-        if device.gpu.uuid not in taken or places is on_node:
-            places.setdefault(device.gpu.node, []).append(device.gpu.uuid)
+        if not device.gpu.one_household:
+            on_node.setdefault(device.gpu.node, []).append(device.gpu.uuid)
+        elif device.gpu.uuid not in taken:
+            free.setdefault((device.gpu.node, device.gpu.resource), []).append(device.gpu.uuid)
         if device.taint is not None:
             held.add(Holder(gpu_uuid=device.gpu.uuid, kind=DEVICE_TAINT, name=device.taint))
     for pod in pods:
         if pod.extended is not None:
             name = f"{pod.namespace}/{pod.name}"
             held.update(Holder(gpu_uuid=uuid, kind="Pod", name=name) for uuid in on_node.get(pod.node, ()))
-            left = free.get(pod.node, [])
+            left = free.get((pod.node, pod.extended), [])
             held.update(Holder(gpu_uuid=left.pop(), kind="Pod", name=name) for _ in range(min(pod.gpus, len(left))))
     return tuple(sorted(held, key=lambda holder: (holder.gpu_uuid, holder.kind, holder.name)))
 
@@ -357,14 +369,14 @@ def _requested(container: Mapping[str, Any], resource: str) -> float:
     return number_of(container.get("resources", {}).get("requests", {}).get(resource, "0"))
 
 
-def _gpus(spec: Mapping[str, Any]) -> int:
+def _gpus(spec: Mapping[str, Any], resource: str) -> int:
     """As the scheduler counts: containers together, or the largest init container."""
-    starting = max((_limited(each) for each in spec.get("initContainers", ())), default=0)
-    return max(starting, sum(_limited(each) for each in spec["containers"]))
+    starting = max((_limited(each, resource) for each in spec.get("initContainers", ())), default=0)
+    return max(starting, sum(_limited(each, resource) for each in spec["containers"]))
 
 
-def _limited(container: Mapping[str, Any]) -> int:
-    return int(number_of(container.get("resources", {}).get("limits", {}).get(labels.PLUGIN_GPU, "0")))
+def _limited(container: Mapping[str, Any], resource: str) -> int:
+    return int(number_of(container.get("resources", {}).get("limits", {}).get(resource, "0")))
 
 
 def _extended(spec: Mapping[str, Any]) -> str | None:

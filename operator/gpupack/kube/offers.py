@@ -38,7 +38,7 @@ def offer_of(
                 in_pod=ways[each.name, True],
                 published=published[each.name],
                 whole=each.gpus,
-                parts=each.parts,
+                parts=tuple(part for part in each.parts if not part.startswith(labels.PLUGIN_SLICE)),
                 product=each.labels.get(labels.PRODUCT, ""),
                 sharing=each.labels.get(labels.PLUGIN_SHARING, ""),
             )
