@@ -75,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     adopt_orphans()
     times = Times(settle=args.settle_seconds, drain=args.drain_seconds)
     supervisor = Supervisor(args.engine, args.directory, mps=args.mps, bind=args.bind, times=times)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: supervisor.tell(life.AskedToStop()))
+    signal.signal(signal.SIGCHLD, lambda *_: supervisor.tell(life.Passed()))
     with Server((args.bind, args.port), supervisor, args.token_file) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
         print(f"listening on {args.bind}:{server.server_port}", flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: supervisor.tell(life.AskedToStop()))
-        signal.signal(signal.SIGCHLD, lambda *_: supervisor.tell(life.Passed()))
         supervisor.run()
         server.shutdown()
     return 0
