@@ -168,7 +168,7 @@ class Scene:
                     dense_flops_per_second=self._kind.dense_flops_per_second),
         )  # fmt: skip
         self._dram = 0.0
-        self._placements = tuple(_placement(slot, shares=engines > 1) for slot in range(engines))
+        self._placements = tuple(_placement(slot, Sharing.among(engines)) for slot in range(engines))
         self._histories = {each.name: EngineHistory() for each in self._placements}
         self._timing = Timing.of(POLICY)
         llm = self.serving.llm
@@ -273,10 +273,10 @@ def _serving() -> Serving:
     )  # fmt: skip
 
 
-def _placement(slot: int, *, shares: bool) -> Placement:
+def _placement(slot: int, how: Sharing) -> Placement:
     return Placement(
-        serving=CHAT, gpu_uuid=UUID, slot=slot, sharing=Sharing.MPS if shares else Sharing.EXCLUSIVE, shape=SHAPE,
-        template_hash="template00", planned_at=Seconds(NOON - 900),
+        serving=CHAT, gpu_uuid=UUID, slot=slot, sharing=how, shape=SHAPE, template_hash="template00",
+        planned_at=Seconds(NOON - 900),
     )  # fmt: skip
 
 

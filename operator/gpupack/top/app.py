@@ -84,8 +84,8 @@ class Rows(DataTable[Text], Generic[Row]):
 
     def paint(self, rows: Sequence[Row], colours: Colours, *, width: int, words: str) -> None:
         shown = columns(self._table, width)
-        kept = arranged([each for each in rows if matches(each, words)], self._by, other_way=self._other_way)  # type: ignore[arg-type]
-        cells = {key_of(each): [one.cell(each, colours, width) for one in shown] for each in kept}  # type: ignore[arg-type]
+        kept = arranged([each for each in rows if matches(each, words)], self._by, other_way=self._other_way)
+        cells = {key_of(each): [one.cell(each, colours, width) for one in shown] for each in kept}
         self._title(len(kept), len(rows))
         if shown != self._shown or list(cells) != list(self._cells):
             self._refill(shown, cells)
@@ -94,7 +94,7 @@ class Rows(DataTable[Text], Generic[Row]):
                 for column, (new, old) in enumerate(zip(line, self._cells[key], strict=True)):
                     if new != old:
                         self.update_cell(key, str(column), new, update_width=len(new) > len(old))
-        self._rows = {key_of(each): each for each in kept}  # type: ignore[arg-type]
+        self._rows = {key_of(each): each for each in kept}
         self._cells = cells
 
     def _refill(self, shown: list[Column[Row]], cells: Mapping[str, list[Text]]) -> None:

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpupack.decide.explain import counted, place
-from gpupack.facts.serving import ServingKey
+from gpupack.facts.observation import Phase
+from gpupack.facts.serving import Mode, ServingKey
 from gpupack.top import cells
 from gpupack.top.snapshot import GpuRow, PoolRow, ServingRow, Snapshot
 from gpupack.units import gibibytes
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", bound=PoolRow | GpuRow | ServingRow)
 Colours = Mapping[ServingKey, str]
 Order = tuple[bool, float | str]
 ROOMY, WIDE = 110, 150
@@ -122,9 +123,9 @@ def _memory(row: GpuRow, colours: Colours, width: int) -> Text:
 def _engines(row: GpuRow, colours: Colours, _: int) -> Text:
     if not row.engines:
         return Text("free", style="dim")
-    counted = Counter(each.serving for each in row.engines)
-    away = sum(each.phase != "Ready" for each in row.engines)
-    parts = [Text(f"{count} {key.name}", style=colours.get(key, "")) for key, count in sorted(counted.items())]
+    numbers = Counter(each.serving for each in row.engines)
+    away = sum(each.phase != Phase.READY for each in row.engines)
+    parts = [Text(f"{count} {key.name}", style=colours.get(key, "")) for key, count in sorted(numbers.items())]
     text = Text(", ").join(parts)
     return text.append(f" ({away} not ready)", style="dim") if away else text
 
@@ -136,7 +137,7 @@ def _shape(row: ServingRow, _colours: Colours, _width: int) -> Text:
 
 
 def _ready(row: ServingRow, _colours: Colours, _width: int) -> Text:
-    if row.mode == "Advise":
+    if row.mode == Mode.ADVISE:
         return Text("advice", style="dim")
     if row.ready is None:
         return cells.none()
