@@ -82,6 +82,14 @@ def test_a_gpu_whose_slices_are_in_use_is_not_used_as_a_whole_nor_the_other_way_
     assert world.reason(key("notes")) == "HeldByOthers"
 
 
+def test_the_most_gpus_of_a_pool_are_cards_and_all_slices_of_those_in_use_are_taken() -> None:
+    slices = (*cut("3g.40gb", "3g.40gb"), *cut("3g.40gb", "3g.40gb", of=gpu(1)))
+    world = World(slices, [wishing("chat", SharingWish.MIG, replicas=4)], policy=replace(QUICK, max_gpus=1)).run(120)
+    assert world.plan is not None
+    assert len(world.plan.placements) == 2
+    assert len({world.gpus[each.gpu_uuid].card for each in world.plan.placements}) == 1
+
+
 def test_the_profile_that_makes_the_most_of_its_bandwidth_is_taken_first() -> None:
     """Weights of 8 B parameters do not fit the smallest slice, and leave the next one little KV cache."""
     large = replace(wishing("chat", SharingWish.MIG), llm=catalog.llm("llama-3.1-8b"), slo=None)
