@@ -187,7 +187,7 @@ async def test_a_small_terminal_shows_every_table_without_scrolling_sideways(clu
         async with app.run_test(size=(80, 24)) as pilot:
             await until(pilot, lambda: app.gpus.row_count == 2)
             for table in (app.pools, app.gpus, app.servings):
-                await until(pilot, lambda table=table: table.virtual_size.width <= 80 and table.region.bottom <= 24)  # type: ignore[misc]
+                await until(pilot, lambda table=table: table.virtual_size.width <= 80 and table.region.bottom <= 24)
             app.servings.focus()
 
 
