@@ -461,7 +461,7 @@ def test_a_shape_that_comes_back_after_another_was_undone_is_no_experiment(
 ) -> None:
     two = seen((ONE + "\n").replace("gpu: a}", "gpu: a, template: old, count: 2}"))
     board = board_on(two)
-    board.undone.append(undone(name, neighbours))
+    board.undone += [undone(name, neighbours), undone("docs", "1 x llama-3.2-1b")]
     said = take_turn(board, board.facts.servings[CHAT], demand(2), None, (), (), [])
     assert said is not None
     assert (said.reason, bool(board.experiments)) == ("Replaced", tried)
