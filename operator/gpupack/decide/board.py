@@ -97,6 +97,7 @@ class Board:
         for placement in plan.placements:
             self.on[placement.gpu_uuid].append(placement)
             self.of[placement.serving].append(placement)
+        self._placements: tuple[Placement, ...] | None = None
         self._pods = {content_of(each): each for pods in facts.replicas_on.values() for each in pods}
         self.saturations: dict[str, tuple[Estimate, Ratio]] = {}
         self.states: dict[str, GpuState] = {}
@@ -123,16 +124,18 @@ class Board:
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        every = (placement for placements in self.on.values() for placement in placements)
-        return tuple(
-            sorted(
-                every,
-                key=lambda each: (
-                    each.serving.namespace, each.serving.name, each.gpu_uuid, each.slot, each.template_hash,
-                    self.kin(each).order,
-                ),
-            )
-        )  # fmt: skip
+        if self._placements is None:
+            every = (placement for placements in self.on.values() for placement in placements)
+            self._placements = tuple(
+                sorted(
+                    every,
+                    key=lambda each: (
+                        each.serving.namespace, each.serving.name, each.gpu_uuid, each.slot, each.template_hash,
+                        self.kin(each).order,
+                    ),
+                )
+            )  # fmt: skip
+        return self._placements
 
     def pod(self, placement: Placement) -> ReplicaSeen | None:
         """Kept by identity, as kin are; the pods of a tick do not change."""
@@ -327,7 +330,7 @@ class Board:
             kept.pop(uuid, None)
         for each in self.cut_with(uuid):
             self.states.pop(each, None)
-        self.by_load = self._used = self._used_by_name = None
+        self.by_load = self._used = self._used_by_name = self._placements = None
         self._rates.clear()
 
     def free_slot(self, serving: ServingKey, uuid: str) -> int:
