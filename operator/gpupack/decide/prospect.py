@@ -82,19 +82,19 @@ class Alike:
     group: EngineGroup
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _alike(kind: GpuKind, group: EngineGroup) -> Alike:
     return Alike(kind, group)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _several(lone: Alike, count: int, rate: float | None) -> Alike:
     """So many of an engine, each at so many requests a second."""
     each = None if rate is None else PerSecond(max(rate, 1e-6) * count)
     return _alike(lone.kind, replace(lone.group, replicas=count, request_rate=each))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _predicted(engines: tuple[Alike, ...], reserve: Bytes) -> GpuPrediction:
     """All of one kind of GPU, on one of them."""
     groups = tuple(each.group for each in engines)

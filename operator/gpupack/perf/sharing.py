@@ -74,7 +74,7 @@ class Engines(NamedTuple):
         return self.running / self.cycle.seconds(self.stretch)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def predict(
     gpu: GpuKind, groups: tuple[EngineGroup, ...], sharing: Sharing, reserve: Bytes = GPU_RESERVE
 ) -> GpuPrediction:
