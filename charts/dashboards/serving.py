@@ -99,8 +99,13 @@ _REPLICAS = Row(title="Replicas", panels=(
     ),
     Panel(
         title="DRAM activity", meaning="Its part of what each GPU reads and writes, by what its engines say they read. "
-        "Device-wide counters cannot tell.", unit=Unit.RATIO, most=1.0, width=24, stacked=True,
+        "Device-wide counters cannot tell.", unit=Unit.RATIO, most=1.0, width=18, stacked=True,
         queries=(Query(expr=f"max by (gpu) (gpupack_serving_dram_active_ratio{{{_TOLD}}})", legend="{{gpu}}"),),
+    ),
+    Panel(
+        title="Requests held", meaning="They came while it slept, and wait at the activator until it has a replica.",
+        unit=Unit.COUNT, width=6,
+        queries=(Query(expr=f"sum(gpupack_held_requests{{{_TOLD}}}) or vector(0)", legend="held"),),
     ),
 ))  # fmt: skip
 

@@ -53,7 +53,7 @@ def test_the_chart_is_clean(helm: Path) -> None:
 
 @pytest.mark.parametrize("values", sorted(path.stem for path in VALUES.glob("*.yaml")))
 def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: Callable[[str, str], None]) -> None:
-    known = [f"--api-versions={each}" for each in MONITORING] if values in ("monitored", "with-agent") else []
+    known = [f"--api-versions={each}" for each in MONITORING] if values in ("monitored", "with-agent", "with-activator") else []
     text = render(helm, "--values", str(VALUES / f"{values}.yaml"), *known)
     golden(f"chart/{values}.yaml", without_copies(text))
 
@@ -240,7 +240,8 @@ def _described(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def test_every_alert_asks_for_a_series_that_is_served_and_says_what_to_do() -> None:
-    telemetry = (ROOT / "operator" / "gpupack" / "telemetry.py").read_text()
+    package = ROOT / "operator" / "gpupack"
+    telemetry = "".join((package / each).read_text() for each in ("telemetry.py", "activator/counts.py"))
     agents = {each.name for each in agent_series.TABLE}
     for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
