@@ -66,6 +66,22 @@ def test_engines_take_slices_and_the_scheduler_keeps_the_whole_gpu_from_others(j
     journey.stage.delete(CLAIMS, fieldSelector="metadata.name=somebody")
 
 
+def test_an_xid_of_a_gpu_moves_the_engines_on_its_slices_to_another_gpus(journey: Journey) -> None:
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": MIG_NODE})
+    journey.apply(manual("chat", 1, sharing="MIG", batching=FIXED))
+    journey.until_ready("chat")
+    card = _card(journey)
+    journey.stage.steer("/xid", gpu=next(each["uuid"] for each in cards(journey) if each["device"] == card), code=79)
+    journey.until("its engine is on another GPU", lambda: journey.gpus_of("chat") and _card(journey) != card)
+    journey.until_ready("chat")
+
+
+def _card(journey: Journey) -> str:
+    """Of the slice with the first replica: the device that it is cut from, as its name tells."""
+    uuid = journey.gpus_of("chat")[0]
+    return str(next(each["device"] for each in slices(journey) if each["uuid"] == uuid)).partition("-mig-")[0]
+
+
 def _waits(journey: Journey) -> bool:
     pod = journey.stage.get(f"{PODS}/somebody")
     return any(

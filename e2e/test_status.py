@@ -55,6 +55,7 @@ def test_nothing_is_written_while_nothing_changes_not_even_by_a_new_process(jour
     journey.until("chat has settled", lambda: "The load takes" in journey.decision("chat").get("message", ""))
     for name in ("chat", "other"):
         journey.until(f"no step of {name} is to be judged", lambda name=name: is_judged(journey, name))
+    journey.until("the scale of the counter is measured", lambda: journey.stage.pool()["status"].get("scales"))
     start, began = journey.stage.cluster.audit_position(), time.monotonic()
     while time.monotonic() - began < QUIET_SECONDS:
         time.sleep(POLL_SECONDS)

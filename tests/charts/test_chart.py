@@ -53,7 +53,8 @@ def test_the_chart_is_clean(helm: Path) -> None:
 
 @pytest.mark.parametrize("values", sorted(path.stem for path in VALUES.glob("*.yaml")))
 def test_what_is_rendered_is_what_was_reviewed(helm: Path, values: str, golden: Callable[[str, str], None]) -> None:
-    known = [f"--api-versions={each}" for each in MONITORING] if values in ("monitored", "with-agent", "with-activator") else []
+    watched = values in ("monitored", "with-agent", "with-activator")
+    known = [f"--api-versions={each}" for each in MONITORING] if watched else []
     text = render(helm, "--values", str(VALUES / f"{values}.yaml"), *known)
     golden(f"chart/{values}.yaml", without_copies(text))
 

@@ -15,7 +15,7 @@ import pytest
 
 from gpupack.errors import Unavailable
 from gpupack.node.binaries import Binaries
-from gpupack.node.controlplane import ADMIN, ControlPlane, KubectlError, free_ports
+from gpupack.node.controlplane import ADMIN, ControlPlane, KubectlError, end_of_lines, free_ports
 
 pytestmark = pytest.mark.controlplane
 
@@ -196,3 +196,12 @@ def test_nothing_is_left_when_the_owner_is_killed(programs: Binaries) -> None:
         owner.send_signal(signal.SIGKILL)
     assert len(alive) == 5
     assert eventually(lambda: processes_naming(folder) == [] and not Path(folder).exists())
+
+
+@pytest.mark.parametrize(
+    ("text", "end"), [("", 0), ("half", 0), ("a\n", 2), ("a\nbc\nhalf", 5), ("a\n" + "x" * 200_000, 2)]
+)
+def test_a_log_ends_with_its_last_whole_line(tmp_path: Path, text: str, end: int) -> None:
+    path = tmp_path / "log"
+    path.write_text(text)
+    assert end_of_lines(path) == end

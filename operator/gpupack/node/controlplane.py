@@ -38,6 +38,7 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.05
 PORT_ATTEMPTS = 5
 TAIL_LINES = 12
+READ_BYTES = 65536
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 ADVERTISED = "192.0.2.1"
 """What the `kubernetes` Endpoints say (TEST-NET-1): loopback is refused there, and nothing here goes by it."""
@@ -188,10 +189,10 @@ class ControlPlane:
         return self._keeper.log(program)
 
     def audit_position(self) -> int:
-        """Where the audit log ends now, for `audit_events`. Only with `audit`."""
+        """Where the last whole line of the audit log ends now, for `audit_events`. Only with `audit`."""
         assert self._audit, "ControlPlane(audit=True) writes an audit log"
-        log = self.folder / "audit.log"
-        return log.stat().st_size if log.exists() else 0
+        path = self.folder / "audit.log"
+        return end_of_lines(path) if path.exists() else 0
 
     def audit_events(self, start: int = 0) -> Iterator[AuditEvent]:
         """The requests that were answered so far, in the log's order, from a position on. Only with `audit`."""
@@ -336,6 +337,20 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def end_of_lines(path: Path) -> int:
+    """Bytes up to and with the last newline of a file that somebody may be writing to."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - READ_BYTES)
+            file.seek(begin)
+            found = file.read(end - begin).rfind(b"\n")
+            if found >= 0:
+                return begin + found + 1
+            end = begin
+    return 0
 
 
 def signing_key() -> str:
