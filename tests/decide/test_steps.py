@@ -332,6 +332,21 @@ def test_a_claim_is_owned_by_every_serving_that_uses_it() -> None:
     assert isinstance(start, StartReplica)
 
 
+@pytest.mark.parametrize(
+    ("pod", "asks"),
+    [
+        ({}, True), ({"phase": Phase.STARTING}, False), ({"deletion_at": Seconds(NOON)}, False),
+        ({"created_at": Seconds(NOON - 1.0)}, False),
+    ],
+)  # fmt: skip
+def test_a_pod_that_waits_for_a_claim_that_was_refused_gets_it_again(pod: dict[str, Any], asks: bool) -> None:
+    pending = {"phase": Phase.PENDING, "ready_at": None, "created_at": Seconds(NOON - 20.0), **pod}
+    observation = replace(with_pod(seen(ONE), **pending), claims=())
+    applied = [each for each in done(observation) if isinstance(each, ApplyClaim)]
+    assert [(each.gpu_uuid, each.sharing) for each in applied] == [(A, observation.replicas[0].sharing)] * asks
+    assert not [each for each in done(seen(ONE)) if isinstance(each, ApplyClaim)]
+
+
 def test_a_suspended_serving_asks_for_no_owner_reference() -> None:
     text = TEAMS.replace("docs: {batch: 64}", "docs: {batch: 64, mode: Suspend}")
     assert done(claims(seen(text), owners=("uid-team-chat",))) == []

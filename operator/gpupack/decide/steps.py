@@ -257,7 +257,7 @@ def _apply(namespace: str, uuid: str, sharing: Sharing, owners: Iterable[Serving
 
 
 def _claims(board: Board, todo: _Todo) -> None:
-    """Claims that nobody uses go, before anything starts; one that lost an owner reference gets it back."""
+    """Claims that nobody uses go, before anything starts; one that lost an owner gets it back, and pods their claim."""
     applied = {(each.namespace, each.gpu_uuid) for each in todo.starts if isinstance(each, ApplyClaim)}
     for uuid, claims in sorted(board.facts.claims_on.items()):
         pods = board.facts.replicas_on.get(uuid, ())
@@ -272,3 +272,24 @@ def _claims(board: Board, todo: _Todo) -> None:
                 owners = _owners(board, claim.namespace, uuid)
                 if _lacks_owner(board, claim, owners):
                     todo.children.append(_apply(claim.namespace, uuid, claim.sharing, owners))
+    for uuid, pods in sorted(board.facts.replicas_on.items()):
+        there = applied | {(each.namespace, uuid) for each in board.facts.claims_on.get(uuid, ())}
+        waiting = {(each.serving.namespace, each.sharing) for each in pods if _waits(board, each)}
+        for namespace, sharing in sorted(waiting):
+            if (namespace, uuid) not in there and (owners := _owners(board, namespace, uuid)):
+                todo.children.append(_apply(namespace, uuid, sharing, owners))
+
+
+def _waits(board: Board, pod: ReplicaSeen) -> bool:
+    """Whether it would wait for a claim that is not there for ever: who refused that, or took it, took no pod."""
+    gpu = board.facts.gpus.get(pod.gpu_uuid)
+    comes = board.facts.at - pod.created_at <= board.facts.policy.tick  # it may only not be seen yet
+    return (
+        gpu is not None
+        and not gpu.gpu.one_household
+        and pod.phase is Phase.PENDING
+        and pod.deletion_at is None
+        and not comes
+        and (serving := board.facts.servings.get(pod.serving)) is not None
+        and is_active(board, serving.key)
+    )
