@@ -77,6 +77,7 @@ class Mirror(Generic[Record]):
         self._clock = clock
         self._current_at = -float("inf")
         self._watching: asyncio.Timeout | None = None
+        self._in_doubt = False
         self._held: dict[tuple[str, str], Record] = {}
         self._sorted: tuple[Record, ...] | None = ()
 
@@ -101,9 +102,13 @@ class Mirror(Generic[Record]):
             began = self._clock()
             problem: Unavailable | None = None
             try:
+                if self._in_doubt:
+                    version, self._in_doubt = None, False
                 if version is None:
                     version = await self._list()
                 async with asyncio.timeout(None) as self._watching:
+                    if self._in_doubt:  # since the list was asked for
+                        self.doubt()
                     async for line in self._api.watch(
                         self._path,
                         silence_seconds=self._silence,
@@ -142,6 +147,7 @@ class Mirror(Generic[Record]):
 
     def doubt(self) -> None:
         """Lists again, without waiting for the watch to say something: the API server knows more than is held here."""
+        self._in_doubt = True
         if self._watching is not None and not self._watching.expired():
             self._watching.reschedule(asyncio.get_running_loop().time())
 
