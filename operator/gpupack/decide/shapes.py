@@ -45,18 +45,16 @@ def choose(facts: Facts, prospects: Prospects, kept: Iterable[ChosenShape]) -> t
         for name, kind in sorted(kinds.items()):
             if not kind.computes_in(serving.dtype) or sharing_there(serving, facts.policy, kind) is None:
                 continue
-            old, overhead = known.get((key, name)), prospects.overheads.get((key, name))
+            old, overhead = known.get((key, name)), prospects.overheads.get((key, name), Bytes(0))
             digest = f"{declared}+{overhead}" if overhead else declared
             if old is not None and old.inputs == digest:
-                found[key, name] = _reconsidered(old, serving, sharing, kind, facts, prospects)
+                found[key, name] = _reconsidered(old, serving, sharing, kind, facts, prospects, overhead)
             elif asked < ASKED_AT_ONCE:
                 asked += 1
                 running = None if old is not None else _running_shape(serving, kind, facts)
                 if old is not None and overhead and old.inputs.partition("+")[0] == declared:
                     running = _that_fits(old.shape, serving, kind, overhead, facts.policy.gpu_reserve)
-                found[key, name] = _asked(
-                    serving, sharing, kind, facts, serving.lengths, digest, running, overhead or Bytes(0)
-                )
+                found[key, name] = _asked(serving, sharing, kind, facts, serving.lengths, digest, overhead, running)
             elif old is not None:
                 found[key, name] = old
     return tuple(sorted(found.values(), key=lambda each: (each.serving, each.gpu_kind)))
@@ -69,13 +67,13 @@ def _asked(
     facts: Facts,
     lengths: Lengths,
     digest: str,
-    running: Shape | None = None,
-    overhead: Bytes = Bytes(0),
+    overhead: Bytes,
+    running: Shape | None,
 ) -> ChosenShape:
     """The advisor's answer; `running` is what runs already and stays (a plan that was lost restarts nothing)."""
     advice = _advice(serving, sharing, kind, facts, lengths, overhead)
     shape, hundredths = advice.shape, advice.utilization_hundredths
-    if running is not None and running != shape:
+    if running is not None:
         total = Bytes(replica_memory(serving.llm, serving.dtype, running, kind).total + overhead)
         shape, hundredths = running, utilization_hundredths(total, kind)
     return ChosenShape(
@@ -111,15 +109,15 @@ def _advice(
 
 
 def _reconsidered(
-    old: ChosenShape, serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, prospects: Prospects
-) -> ChosenShape:
+    old: ChosenShape, serving: Serving, sharing: Sharing, kind: GpuKind, facts: Facts, prospects: Prospects,
+    overhead: Bytes,
+) -> ChosenShape:  # fmt: skip
     """The same shape, or another one when live lengths, or what was learnt, have promised enough for long enough."""
     policy, lengths = facts.policy, prospects.lengths[serving.key]
     settled = old if old.better_since is None else replace(old, better_since=None)
     as_asked = lengths == serving.lengths and belief_of(serving, kind) is None
     if as_asked or facts.at - old.chosen_at < policy.shape_interval:
         return settled
-    overhead = prospects.overheads.get((serving.key, kind.name), Bytes(0))
     advice = _advice(serving, sharing, kind, facts, lengths, overhead)
     if advice.shape == old.shape or not advice.fits:
         return settled
@@ -133,7 +131,7 @@ def _reconsidered(
     was = FormerShape(
         shape=old.shape, replicas_per_gpu=old.replicas_per_gpu, utilization_hundredths=old.utilization_hundredths
     )
-    return replace(_asked(serving, sharing, kind, facts, lengths, old.inputs, overhead=overhead), was=was)
+    return replace(_asked(serving, sharing, kind, facts, lengths, old.inputs, overhead, None), was=was)
 
 
 def _goodput(kin: Kin, count: int, old: ChosenShape, kind: GpuKind, prospects: Prospects) -> float:
