@@ -15,7 +15,7 @@ from gpupack.facts.serving import Serving, ServingKey, Sharing
 from gpupack.kube.api import Api, Conflict
 from gpupack.kube.manifests import claim_name
 from gpupack.kube.observe import POOLS, Scene
-from gpupack.kube.perform import Performer, commit, commit_orphan, keep
+from gpupack.kube.perform import Performer, Standing, commit, commit_orphan, keep
 from gpupack.kube.pool_resource import pool_resource, pool_status_to_dict
 from gpupack.kube.profile_resource import belief_of, belief_to_dict, learned_profile
 from gpupack.kube.serving_resource import serving_status_to_dict
@@ -100,7 +100,7 @@ STOP = StopReplica(serving=KEY, name="chat-1", uid="uid-1")
 
 
 async def test_a_pools_status_is_written_with_the_version_and_uid_that_were_seen(server: TinyApi, api: Api) -> None:
-    committed = await commit(api, scene(), outcome(), AT)
+    committed = await commit(api, scene(), outcome(), AT, Standing())
     (write,) = server.writes
     assert committed.wrote_pool
     assert (write.method, write.path) == ("PATCH", STATUS)
@@ -114,23 +114,36 @@ async def test_a_pools_status_is_written_with_the_version_and_uid_that_were_seen
 
 async def test_nothing_is_written_when_nothing_changed(server: TinyApi, api: Api) -> None:
     later = Seconds(AT + 1000.0)
-    committed = await commit(api, settled(), outcome(statuses=(serving_status(),)), later)
+    committed = await commit(api, settled(), outcome(statuses=(serving_status(),)), later, Standing())
     assert server.writes == []
     assert not committed.wrote_pool
 
 
+async def test_a_status_that_stood_there_is_written_once_the_decision_or_the_object_is_another(
+    server: TinyApi, api: Api
+) -> None:
+    standing, there = Standing(), settled()
+    await commit(api, there, outcome(statuses=(serving_status(),)), AT, standing)
+    await commit(api, there, outcome(statuses=(serving_status(),)), AT, standing)
+    assert server.writes == []
+    await commit(api, there, outcome(statuses=(serving_status(replicas=2),)), AT, standing)
+    wiped = replace(there, resources=scene().resources)
+    await commit(api, wiped, outcome(statuses=(serving_status(),)), AT, standing)
+    assert [write.body["status"]["replicas"] for write in server.writes] == [2, 0]
+
+
 async def test_before_actions_the_status_is_written_even_if_it_is_the_same(server: TinyApi, api: Api) -> None:
-    await commit(api, settled(), outcome(STOP), AT)
+    await commit(api, settled(), outcome(STOP), AT, Standing())
     assert [write.path for write in server.writes] == [STATUS]
     server.writes.clear()
-    await commit(api, settled(), outcome(Tell(serving=KEY, warning=False, reason="R", message="m")), AT)
+    await commit(api, settled(), outcome(Tell(serving=KEY, warning=False, reason="R", message="m")), AT, Standing())
     assert server.writes == []
 
 
 async def test_a_pool_that_somebody_wrote_meanwhile_drops_the_whole_tick(server: TinyApi, api: Api) -> None:
     server.answer_write = lambda _write: (409, {"reason": "Conflict", "message": "the object has been modified"})
     with pytest.raises(Conflict):
-        await commit(api, scene(), outcome(STOP, statuses=(serving_status(),)), AT)
+        await commit(api, scene(), outcome(STOP, statuses=(serving_status(),)), AT, Standing())
     assert [write.path for write in server.writes] == [STATUS]
 
 
@@ -139,7 +152,7 @@ async def test_only_servings_that_changed_are_written_and_a_missing_one_is_passe
 ) -> None:
     gone = ServingKey(namespace=KEY.namespace, name="gone")
     statuses = (serving_status(replicas=2), serving_status(serving=gone), serving_status(uid="another"))
-    committed = await commit(api, settled(), outcome(statuses=statuses), AT)
+    committed = await commit(api, settled(), outcome(statuses=statuses), AT, Standing())
     (write,) = server.writes
     assert write.path == SERVING_STATUS
     assert write.body["metadata"]["uid"] == UID
@@ -158,7 +171,7 @@ async def test_a_serving_whose_pool_does_not_exist_is_told_so_once(server: TinyA
 
 async def test_a_serving_that_is_deleted_meanwhile_stops_nothing(server: TinyApi, api: Api) -> None:
     server.answer_write = lambda write: (404, {"reason": "NotFound"}) if "modelservings" in write.path else (200, {})
-    committed = await commit(api, scene(), outcome(statuses=(serving_status(),)), AT)
+    committed = await commit(api, scene(), outcome(statuses=(serving_status(),)), AT, Standing())
     assert (committed.wrote_pool, committed.statuses) == (True, 0)
 
 

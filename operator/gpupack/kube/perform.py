@@ -66,23 +66,48 @@ class Committed:
     statuses: int
 
 
-async def commit(api: Api, scene: Scene, outcome: Outcome, now: Seconds) -> Committed:
+class Standing:
+    """Which decided status stands in which object: an equal one about the same object need not be written out again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, Mapping[str, Any]]] = {}
+
+    def holds(self, uid: str, decided: object, there: Mapping[str, Any]) -> bool:
+        before = self._known.get(uid)
+        return before is not None and before[1] is there and before[0] == decided
+
+    def remember(self, uid: str, decided: object, there: Mapping[str, Any]) -> None:
+        self._known[uid] = decided, there
+
+    def forget_all_but(self, uids: set[str]) -> None:
+        for uid in self._known.keys() - uids:
+            del self._known[uid]
+
+
+async def commit(api: Api, scene: Scene, outcome: Outcome, now: Seconds, standing: Standing) -> Committed:
     """Writes the pool's status if it changed or if actions follow, then those serving statuses that changed.
 
     Raises Conflict if somebody wrote the pool since it was seen, NotFound if it is gone, Unavailable if the API does
     not answer; in each case nothing was done that a later tick would regret.
     """
-    pool = scene.pool
-    before = pool.status
-    status = pool_status_to_dict(
-        outcome.pool_status, before.get("conditions", ()), now=now, generation=pool.generation
-    )  # fmt: skip
-    changed = not _same(status, before)
-    if changed or _acts(outcome):
-        body = _with_status("GpuPool", {"name": pool.name}, pool.uid, status, pool.resource_version)
-        await api.apply(f"{POOLS}/{pool.name}/status", body)
+    pool, acts = scene.pool, any(not isinstance(action, Tell) for action in outcome.actions)
+    before, decided = pool.status, (outcome.pool_status, pool.generation)
+    standing.forget_all_but({pool.uid, *(each.uid for each in outcome.serving_statuses)})
+    changed = False
+    if acts or not standing.holds(pool.uid, decided, before):
+        status = pool_status_to_dict(
+            outcome.pool_status, before.get("conditions", ()), now=now, generation=pool.generation
+        )  # fmt: skip
+        changed = not _same(status, before)
+        if changed or acts:
+            body = _with_status("GpuPool", {"name": pool.name}, pool.uid, status, pool.resource_version)
+            await api.apply(f"{POOLS}/{pool.name}/status", body)
+        if not changed:
+            standing.remember(pool.uid, decided, before)
     gate = asyncio.Semaphore(WRITES_AT_ONCE)
-    news = [(each, wanted) for each in outcome.serving_statuses if (wanted := _news(scene, each, now)) is not None]
+    news = [
+        (each, wanted) for each in outcome.serving_statuses if (wanted := _news(scene, each, now, standing)) is not None
+    ]
     writes = (_write_serving_status(api, each, wanted, gate) for each, wanted in news)
     written = await asyncio.gather(*writes, return_exceptions=True) if news else []
     for problem in written:
@@ -121,17 +146,16 @@ async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bo
     return True
 
 
-def _acts(outcome: Outcome) -> bool:
-    return any(not isinstance(action, Tell) for action in outcome.actions)
-
-
-def _news(scene: Scene, status: ServingStatus, now: Seconds) -> Json | None:
+def _news(scene: Scene, status: ServingStatus, now: Seconds, standing: Standing) -> Json | None:
     """The status as it should stand; None where it does already, or the serving is gone."""
     resource = scene.resources.get(status.serving)
-    if resource is None or resource.uid != status.uid:
+    if resource is None or resource.uid != status.uid or standing.holds(status.uid, status, resource.status):
         return None
     wanted = serving_status_to_dict(status, resource.status, now=now)
-    return None if _same(wanted, resource.status) else wanted
+    if not _same(wanted, resource.status):
+        return wanted
+    standing.remember(status.uid, status, resource.status)
+    return None
 
 
 async def _write_serving_status(api: Api, status: ServingStatus, wanted: Json, gate: asyncio.Semaphore) -> bool:
@@ -174,6 +198,7 @@ class Performer:
         self._api = api
         self._reporter = reporter
         self._image = image
+        self.standing = Standing()
         self._orders: dict[str, Orders] = {}
         self._unseen: dict[tuple[str, str], str] = {}
 
@@ -411,7 +436,7 @@ async def carry_out(
 
     Raises Conflict (nothing was done), NotFound or Unavailable (some of it may have been done).
     """
-    committed = await commit(api, scene, outcome, now)
+    committed = await commit(api, scene, outcome, now, performer.standing)
     await performer.write_slices(scene)  # an engine leaves its slice before it is stopped
     await performer.write_budgets(scene)
     await performer.write_doors(scene)

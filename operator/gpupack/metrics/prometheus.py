@@ -60,9 +60,10 @@ class Histogram:
             count=self.count - earlier.count,
         )
 
-    @property
-    def mean(self) -> float | None:
-        return self.total / self.count if self.count > 0 else None
+    def mean_since(self, earlier: Histogram) -> float | None:
+        """Of what was observed after `earlier`; None if nothing was."""
+        count = self.count - earlier.count
+        return (self.total - earlier.total) / count if count > 0 else None
 
     def quantile(self, share: float) -> float | None:
         """The value that `share` of the observations do not exceed, straight within its bucket.

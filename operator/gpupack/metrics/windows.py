@@ -82,6 +82,7 @@ class EngineHistory:
         self._pages: deque[tuple[float, EnginePage]] = deque()
         self._load: deque[tuple[float, float | None, float | None]] = deque()
         self._peaks: deque[tuple[float, float]] = deque()
+        self._gaps: tuple[GapSeen, ...] = ()
         self._dispersions = _as_chance_will()
         self._watched_since: float | None = None
         self._moved_at = 0.0
@@ -111,6 +112,7 @@ class EngineHistory:
         self._rest(at, page, timing)
         self._pages.append((at, page))
         self._load.append((at, page.running, page.waiting))
+        self._gaps = self._last_gaps()
         self._disperse()
         self._forget(at, timing)
         self._remember_peak(at, timing)
@@ -131,6 +133,7 @@ class EngineHistory:
         self._pages.clear()
         self._load.clear()
         self._peaks.clear()
+        self._gaps = ()
         self._dispersions = _as_chance_will()
         self._watched_since = None
 
@@ -153,7 +156,7 @@ class EngineHistory:
             kv_blocks=reading(newest.kv_blocks, newest_at, Quantity.KV_BLOCKS),
             windows=self._windows_of(timing),
             peak_arrivals=self._peak(newest_at, timing),
-            gaps=self._gaps(),
+            gaps=self._gaps,
             dispersion=self._dispersions[0],
             judged=self._judged,
             version=self.version or None,
@@ -164,7 +167,7 @@ class EngineHistory:
     def _is_frozen(self, at: float, timing: Timing) -> bool:
         return at - self._moved_at > timing.stale
 
-    def _gaps(self) -> tuple[GapSeen, ...]:
+    def _last_gaps(self) -> tuple[GapSeen, ...]:
         """The last and the one before it."""
         if len(self._pages) <= GAPS:
             return ()
@@ -183,7 +186,7 @@ class EngineHistory:
         For two counts of one rate r over s and t seconds, the square of the rates' difference is r (1/s + 1/t) times
         the dispersion on average. What is remembered is older than the gaps that a step of the load would show in.
         """
-        gaps = [(gap.seconds, gap.arrivals.value) for gap in self._gaps() if isinstance(gap.arrivals, Reading)]
+        gaps = [(gap.seconds, gap.arrivals.value) for gap in self._gaps if isinstance(gap.arrivals, Reading)]
         if len(gaps) < GAPS:
             return
         (late, now), (early, before) = gaps
@@ -222,27 +225,32 @@ class EngineHistory:
             before, after = of(first), of(last)
             return reading(None if before is None or after is None else (after - before) / span, at, quantity)
 
-        def over(quantity: Quantity, of: Callable[[EnginePage], Histogram | None]) -> Histogram | Missing:
+        def ends(
+            quantity: Quantity, of: Callable[[EnginePage], Histogram | None]
+        ) -> tuple[Histogram, Histogram] | Missing:
             before, after = of(first), of(last)
             if before is None or after is None:
                 return Missing(cause=Cause.NO_SERIES, origin=series.origin(quantity))
-            change = after.since(before)
-            if change.count <= 0:
+            if after.count <= before.count:
                 return Missing(cause=Cause.TOO_SHORT, origin=series.origin(quantity))
-            return change
+            return before, after
 
-        def mean(quantity: Quantity, change: Histogram | Missing) -> Measured:
-            return change if isinstance(change, Missing) else reading(change.mean, at, quantity)
+        def mean(quantity: Quantity, of: Callable[[EnginePage], Histogram | None]) -> Measured:
+            both = ends(quantity, of)
+            if isinstance(both, Missing):
+                return both
+            before, after = both
+            return reading(after.mean_since(before), at, quantity)
 
-        def p95(quantity: Quantity, change: Histogram | Missing) -> Measured:
-            if isinstance(change, Missing):
-                return change
-            if (value := change.quantile(0.95)) is None:
+        def p95(quantity: Quantity, of: Callable[[EnginePage], Histogram | None]) -> Measured:
+            both = ends(quantity, of)
+            if isinstance(both, Missing):
+                return both
+            before, after = both
+            if (value := after.since(before).quantile(0.95)) is None:
                 return Missing(cause=Cause.TOO_COARSE, origin=series.origin(quantity))
             return reading(value, at, quantity)
 
-        itl = over(Quantity.ITL, lambda page: page.itl)
-        ttft = over(Quantity.TTFT, lambda page: page.ttft)
         load = [entry for entry in self._load if entry[0] >= since]
         inside = [running + waiting for _, running, waiting in load if running is not None and waiting is not None]
         unknown = not inside or len(inside) < len(load)
@@ -253,12 +261,12 @@ class EngineHistory:
             prompt_tokens=rate(Quantity.PROMPT_TOKENS, lambda page: page.prompt_tokens),
             generation_tokens=rate(Quantity.GENERATION_TOKENS, lambda page: page.generation_tokens),
             preemptions=rate(Quantity.PREEMPTIONS, lambda page: page.preemptions),
-            itl_mean=mean(Quantity.ITL, itl),
-            itl_p95=p95(Quantity.ITL, itl),
-            ttft_mean=mean(Quantity.TTFT, ttft),
-            ttft_p95=p95(Quantity.TTFT, ttft),
-            input_mean=mean(Quantity.INPUT_LENGTH, over(Quantity.INPUT_LENGTH, lambda page: page.input_length)),
-            output_mean=mean(Quantity.OUTPUT_LENGTH, over(Quantity.OUTPUT_LENGTH, lambda page: page.output_length)),
+            itl_mean=mean(Quantity.ITL, lambda page: page.itl),
+            itl_p95=p95(Quantity.ITL, lambda page: page.itl),
+            ttft_mean=mean(Quantity.TTFT, lambda page: page.ttft),
+            ttft_p95=p95(Quantity.TTFT, lambda page: page.ttft),
+            input_mean=mean(Quantity.INPUT_LENGTH, lambda page: page.input_length),
+            output_mean=mean(Quantity.OUTPUT_LENGTH, lambda page: page.output_length),
             running_mean=reading(_time_mean([(when, running) for when, running, _ in load]), at, Quantity.RUNNING),
             waiting_least=reading(_least([waiting for *_, waiting in load]), at, Quantity.WAITING),
             inside_least=reading(None if unknown else min(inside), at, Quantity.RUNNING),
