@@ -73,8 +73,7 @@ def test_a_mig_slice_is_a_place_with_the_figures_of_its_profile() -> None:
     whole, piece = devices_of(slices, catalog.gpu_by_product)
     assert whole.gpu.parent_uuid == ""
     assert (piece.gpu.uuid, piece.gpu.parent_uuid, piece.gpu.kind.name) == ("MIG-a", GPU, "H100-80GB-MIG-1g.10gb")
-    assert piece.gpu.overlaps(whole.gpu)
-    assert whole.gpu.overlaps(piece.gpu)
+    assert piece.gpu.card == whole.gpu.card == GPU
 
 
 def test_a_profile_that_the_catalog_does_not_have_is_named() -> None:

@@ -33,7 +33,6 @@ def test_flags_that_are_not_given_are_vllms_defaults() -> None:
     assert flags.shutdown_timeout == 0.0
     assert flags.port == 8000
     assert flags.chunked_prefill
-    assert flags.log_stats
 
 
 def test_the_flags_of_a_replica_are_all_read() -> None:

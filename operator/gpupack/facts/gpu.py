@@ -75,7 +75,3 @@ class Gpu:
     def card(self) -> str:
         """The uuid of the whole GPU that it is, or is cut from."""
         return self.parent_uuid or self.uuid
-
-    def overlaps(self, other: Gpu) -> bool:
-        """Whether one is cut from the other, so that only one of them can be in use."""
-        return self.parent_uuid == other.uuid or other.parent_uuid == self.uuid

@@ -54,7 +54,6 @@ class Flags:
     block_size: int = DEFAULT_BLOCK_TOKENS
     chunked_prefill: bool = True
     enforce_eager: bool = False
-    log_stats: bool = True
     mfu_metrics: bool = False
     shutdown_timeout: float = 0.0
     buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -97,7 +96,6 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> Flags:
         block_size=_integer(options, "block-size") or DEFAULT_BLOCK_TOKENS,
         chunked_prefill=_switch(options, "enable-chunked-prefill", True),
         enforce_eager=_switch(options, "enforce-eager", False),
-        log_stats=not _switch(options, "disable-log-stats", False),
         mfu_metrics=_switch(options, "enable-mfu-metrics", False),
         shutdown_timeout=_real(options, "shutdown-timeout") or 0.0,
         buckets=_buckets(_last(options, "custom-histogram-buckets")),

@@ -143,15 +143,11 @@ class Source(Protocol):
 
 
 class Listed:
-    """Requests with known arrival times: a recorded trace, or all of them at once."""
+    """Requests with known arrival times: a recorded trace."""
 
     def __init__(self, arrivals: Sequence[tuple[float, Request]]) -> None:
         self._arrivals = sorted(arrivals, key=lambda arrival: arrival[0])
         self._next = 0
-
-    @classmethod
-    def all_at_once(cls, requests: Sequence[Request], at: float = 0.0) -> Listed:
-        return cls([(at, request) for request in requests])
 
     def next_at(self) -> float:
         return self._arrivals[self._next][0] if self._next < len(self._arrivals) else math.inf
