@@ -57,7 +57,10 @@ _OF_A_REQUEST = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """A GPU: who serves there, since when nothing changed, and when it was last looked at."""
+    """A GPU: who serves there, since when nothing changed, and when it was last looked at.
+
+    While anything moves there it is nobody, and since now.
+    """
 
     engines: tuple[tuple[str, int], ...]
     since: Seconds
@@ -205,7 +208,7 @@ def _watch(facts: Facts, uuid: str, before: Watched | None) -> Watched:
 
 def _is_due(facts: Facts, watched: Watched) -> bool:
     policy = facts.policy
-    return bool(watched.engines) and facts.at - max(watched.since + policy.warmup, watched.looked_at) >= policy.window
+    return facts.at - max(watched.since + policy.warmup, watched.looked_at) >= policy.window
 
 
 def _subjects(board: Board, uuid: str) -> tuple[_Subject, ...]:
@@ -213,12 +216,12 @@ def _subjects(board: Board, uuid: str) -> tuple[_Subject, ...]:
     gpu, mix = board.facts.gpus[uuid], board.mix(uuid)
     experiment = board.experiments.get(uuid)
     on_trial = experiment is not None and experiment.is_on_trial
-    if gpu.foreign or not mix or not board.prospects.knows(mix) or board.leftovers(uuid):
+    if gpu.foreign or not board.prospects.knows(mix) or board.leftovers(uuid):
         return ()
     if on_trial and sum(count for _, count in mix) > 1:
         return ()
     seen = seen_on(board, uuid, mix)
-    if isinstance(seen, Missing) or sum(each.engines for each in seen) < len(board.on[uuid]):
+    if isinstance(seen, Missing):
         return ()
     kind = gpu.gpu.kind
     subjects = tuple(
@@ -232,13 +235,8 @@ def _subjects(board: Board, uuid: str) -> tuple[_Subject, ...]:
 
 
 def _is_explained(kind: GpuKind, subjects: Iterable[_Subject], dram_active: float | Missing) -> bool:
-    """Whether these engines account for the DRAM traffic. More than that is somebody else, and their latency his.
-
-    A share above 1 is on another scale and says nothing.
-    """
-    if isinstance(dram_active, Missing) or dram_active > 1.0:
-        return True
-    return dram_active <= UNEXPLAINED * _counted(kind, subjects) + 0.1
+    """Whether these engines account for the DRAM traffic. More than that is somebody else, and their latency his."""
+    return isinstance(dram_active, Missing) or dram_active <= UNEXPLAINED * _counted(kind, subjects) + 0.1
 
 
 def _counted(kind: GpuKind, subjects: Iterable[_Subject]) -> float:
@@ -264,11 +262,11 @@ def _inside(seen: Seen) -> float:
 def _told(subject: _Subject) -> dict[str, Told]:
     """What its window says, by what it is. Nothing where the window contradicts itself."""
     seen = subject.seen
-    if seen.itl is None or seen.itl <= 0 or seen.finished < LEAST_FINISHED or seen.running < LEAST_RUNNING:
+    if seen.itl is None or seen.finished < LEAST_FINISHED or seen.running < LEAST_RUNNING:
         return {}
     if seen.preemptions is not None and seen.preemptions * seen.seconds > MOST_PREEMPTED * seen.finished:
         return {}
-    little = seen.tokens_per_second * seen.itl / (seen.running * max(1, seen.engines))
+    little = seen.tokens_per_second * seen.itl / (seen.running * seen.engines)
     if not 1 / LITTLE <= little <= LITTLE:
         return {}
     chance = math.hypot(_OF_A_REQUEST / math.sqrt(seen.finished), _unsteady(subject))
