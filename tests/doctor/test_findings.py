@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -11,28 +11,34 @@ from rich.console import Console
 
 from gpupack.catalog import gpu_by_product
 from gpupack.doctor.findings import Finding, Grade, diagnose
+from gpupack.doctor.operators import OperatorSeen
+from gpupack.doctor.reading import Unseen
+from gpupack.doctor.role import Account, Right, all_rights
 from gpupack.doctor.run import tell
-from gpupack.doctor.survey import INSTALLING, ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.doctor.survey import INSTALLING, ClusterSeen, GpuNode, PodLook
 from gpupack.facts.counter import Counter
 from gpupack.kube.node_resource import Device, ForeignClaim, NodeRecord, SliceSeen
 from gpupack.metrics.prometheus import GpuPage
-from gpupack.units import Bytes
 
 H100, UNHEARD_OF = "NVIDIA H100 80GB HBM3", "NVIDIA Z9000"
+LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"}
 
 
-def node(name: str, **offers: int) -> GpuNode:
+def node(name: str, offers: Mapping[str, int] | None = None, labelled: Mapping[str, str] = LABELS) -> GpuNode:
+    there = {f"nvidia.com/{what}": count for what, count in (offers or {}).items()}
     record = NodeRecord(
-        name=name, ready=True, cpu_cores=64.0,
-        labels={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"},
-        gpus=offers.get("gpu", 0),
+        name=name, ready=True, cpu_cores=64.0, labels=labelled, gpus=there.get("nvidia.com/gpu", 0),
+        slices=tuple(each for each in there.items() if "mig-" in each[0]),
     )  # fmt: skip
-    return GpuNode(record=record, offers={f"nvidia.com/{what}": count for what, count in offers.items()})
+    return GpuNode(record=record, offers=there)
 
 
-def slice_on(name: str, product: str = H100) -> SliceSeen:
-    device = Device(name="gpu-0", uuid=f"GPU-{name}", product=product, memory=Bytes(85_000_000_000), taint=None)
-    return SliceSeen(pool=name, generation=1, node=name, devices=(device,))
+def slice_on(name: str, *products: str) -> SliceSeen:
+    devices = (
+        Device(name=f"gpu-{number}", uuid=f"GPU-{name}-{number}", product=product, memory=None, taint=None)
+        for number, product in enumerate(products or (H100,))
+    )
+    return SliceSeen(pool=name, generation=1, node=name, devices=tuple(devices))
 
 
 def pod(name: str, node: str, *, namespace: str = "gpu-operator", image: str = "", **about: object) -> PodLook:
@@ -60,10 +66,11 @@ READY = ClusterSeen(
         pod("exporter-x", "a", labels=EXPORTER),
     ),
     pages={"gpu-operator/exporter-x": PAGE},
-    may_install={f"{verb} {what}": True for verb, _, what in INSTALLING},
+    may_not_install=(),
+    operators=(),
 )
 STOCK = replace(
-    READY, slices=(), drivers={}, device_classes=(), nodes=(node("a", gpu=8), node("b", gpu=8)),
+    READY, slices=(), drivers={}, device_classes=(), nodes=(node("a", {"gpu": 8}), node("b", {"gpu": 8})),
     pods=(
         pod("exporter-x", "a", labels=EXPORTER),
         pod("chat-7d9f", "a", namespace="ml", image="vllm/vllm-openai:v0.33.0", extended=("nvidia.com/gpu",)),
@@ -76,11 +83,13 @@ SHORT_OF_THINGS = replace(
     claims=(ForeignClaim(namespace="research", name="notebook", devices=(("b", "gpu-0"),)),),
     pods=(pod("nvidia-dra-driver-gpu-kubelet-plugin-x", "a", mps_gate=False), pod("exporter-x", "a", labels=EXPORTER)),
     pages={"gpu-operator/exporter-x": (replace(PAGE[0], dram_active=None),)},
-    may_install={**READY.may_install, "create clusterroles": False},
+    may_not_install=INSTALLING[1:2],
 )
 BLIND = replace(
     READY, slices=Unseen(why="403 Forbidden"), pods=Unseen(why="403 Forbidden"), nodes=Unseen(why="403 Forbidden"),
     claims=Unseen(why="403 Forbidden"), device_classes=Unseen(why="403 Forbidden"), drivers={}, pages={},
+    operators=Unseen(why="403 Forbidden"), may_not_install=Unseen(why="403 Forbidden"),
+    served=READY.served | {"gpupack.dev/v1alpha1"},
 )  # fmt: skip
 WITH_AGENTS = replace(
     READY,
@@ -97,7 +106,38 @@ WITH_AGENTS = replace(
         "gpupack-system/agent-b": (replace(PAGE[0], counter=Counter.NVML_MEMORY_BUSY),),
     },
 )
+OPERATOR = OperatorSeen(
+    name="gpupack-system/gpupack", account=Account(namespace="gpupack-system", name="gpupack"),
+    wanted=1, ready=1, lacks=(),
+)  # fmt: skip
+INSTALLED = replace(READY, served=BLIND.served, operators=(OPERATOR,))
+SHORT_OF_RIGHTS = replace(
+    INSTALLED,
+    operators=(
+        replace(
+            OPERATOR,
+            ready=0,
+            lacks=(
+                *(Right(verb=verb, group="", resource="pods") for verb in ("list", "watch", "delete")),
+                Right(verb="patch", group="gpupack.dev", resource="modelservings/status"),
+                Right(verb="get", group="", resource="secrets", name="gpupack-host"),
+                Right(verb="create", group="events.k8s.io", resource="events"),
+            ),
+        ),
+    ),
+)
+CUT = replace(
+    READY,
+    nodes=(
+        node("a"), node("b", {"gpu": 7, "mig-1g.10gb": 2, "mig-1g.12gb": 3, "mig-9g.1gb.me": 1}),
+        node("c", {"gpu": 4}, {}),
+    ),
+    slices=(slice_on("a", H100, f"{H100}-MIG-1g.10gb", f"{H100}-MIG-1g.12gb", f"{UNHEARD_OF}-MIG-1g.5gb"),),
+)  # fmt: skip
 CLUSTERS = {
+    "installed": INSTALLED,
+    "short-of-rights": SHORT_OF_RIGHTS,
+    "cut-in-unknown-slices": CUT,
     "with-agents": WITH_AGENTS,
     "ready": READY,
     "stock-device-plugin": STOCK,
@@ -122,7 +162,7 @@ def test_the_doctor_speaks_as_it_was_reviewed(name: str, golden: Callable[[str, 
 
 
 def test_a_cluster_that_has_everything_is_good_throughout() -> None:
-    assert set(grades(READY).values()) == {Grade.GOOD}
+    assert set(grades(READY).values()) == set(grades(INSTALLED).values()) == {Grade.GOOD}
 
 
 @pytest.mark.parametrize(
@@ -131,10 +171,16 @@ def test_a_cluster_that_has_everything_is_good_throughout() -> None:
         (replace(READY, version="v1.33.4"), "Kubernetes"),
         (replace(READY, served=frozenset(), slices=Unseen(why="not served")), "Kubernetes"),
         (replace(READY, slices=(), nodes=()), "GPUs"),
-        (replace(STOCK, nodes=(node("a", **{"gpu.shared": 8}),)), "GPUs"),
+        (replace(STOCK, nodes=(node("a", {"gpu.shared": 8}),)), "GPUs"),
         (replace(READY, device_classes=()), "DRA driver"),
         (SHORT_OF_THINGS, "MPS"),
         (SHORT_OF_THINGS, "gpupack"),
+        (replace(INSTALLED, served=READY.served), "gpupack"),
+        (SHORT_OF_RIGHTS, "Operator"),
+        (replace(INSTALLED, operators=(replace(OPERATOR, wanted=0, ready=0),)), "Operator"),
+        (replace(INSTALLED, operators=(OPERATOR, replace(OPERATOR, name="gpupack-test/gpupack"))), "Operator"),
+        (SHORT_OF_RIGHTS, "Rights"),
+        (replace(INSTALLED, operators=(replace(OPERATOR, lacks=all_rights()),)), "Rights"),
     ],
 )
 def test_what_keeps_gpupack_from_working_is_blocked_and_says_what_to_do(seen: ClusterSeen, topic: str) -> None:
@@ -153,3 +199,34 @@ def test_what_could_not_be_read_is_never_told_as_absent() -> None:
 def test_an_older_kind_of_pod_of_the_driver_leaves_mps_open() -> None:
     nameless = replace(READY, pods=(pod("plugin", "a"), pod("exporter-x", "a", labels=EXPORTER)))
     assert grades(nameless)["MPS"] is Grade.UNKNOWN
+
+
+def test_where_nobody_tells_of_the_operators_rights_that_is_said_and_why() -> None:
+    silent = replace(OPERATOR, from_roles="you cannot create them", lacks=Unseen(why="you cannot list them"))
+    (rights,) = [each for each in found(replace(INSTALLED, operators=(silent,))) if each.topic == "Rights"]
+    assert rights.grade is Grade.UNKNOWN
+    assert "you cannot create them. And ClusterRoles could not be read: you cannot list them." in rights.sentence
+
+
+def test_rights_that_were_read_from_roles_are_told_as_that() -> None:
+    (rights,) = [
+        each
+        for each in found(replace(INSTALLED, operators=(replace(OPERATOR, from_roles="you cannot create them"),)))
+        if each.topic == "Rights"
+    ]
+    assert rights.sentence.endswith("(by its ClusterRoles; other authorizers were not asked).")
+
+
+def test_an_operator_that_nobody_finds_is_not_said_to_be_missing() -> None:
+    (operator,) = [each for each in found(replace(INSTALLED, operators=())) if each.topic == "Operator"]
+    assert operator.grade is Grade.UNKNOWN
+    assert "unless the operator runs elsewhere" in operator.sentence
+
+
+def test_what_the_operators_account_lacks_is_told_right_by_right_with_what_stops_working() -> None:
+    """Whatever single right is taken away, one sentence names its verb and resource."""
+    for right in all_rights():
+        seen = replace(INSTALLED, operators=(replace(OPERATOR, lacks=(right,)),))
+        (told,) = [each for each in found(seen) if each.topic == "Rights"]
+        assert f"may not {right.verb} {right.what} (says the API server). " in told.sentence
+        assert told.grade in (Grade.LIMITED, Grade.BLOCKED)

@@ -17,7 +17,16 @@ from gpupack.host.life import Stage
 from gpupack.host.orders import Orders, orders_text
 from gpupack.kube import host_resource, labels
 from gpupack.kube.host_resource import HostPod, Json, host_of, replicas_in, report_of
-from gpupack.kube.node_resource import ForeignPod, foreign_pod_of, holders_of, node_of, place_name, places_of
+from gpupack.kube.node_resource import (
+    UNLABELLED,
+    ForeignPod,
+    foreign_pod_of,
+    holders_of,
+    node_of,
+    place_name,
+    places_of,
+    unknown_places_of,
+)
 from gpupack.plan import ApplyClaim, StartReplica
 from gpupack.units import Bytes, Seconds
 
@@ -130,6 +139,16 @@ def test_where_the_strategy_is_mixed_slices_are_places_beside_whole_gpus_by_thei
         ("node-a-mig-1g.10gb-1", "1g.10gb", SLICE),
         ("node-a-mig-1g.10gb.me-0", "1g.10gb", f"{SLICE}.me"),
     ]
+
+
+def test_what_a_plugin_offers_and_the_catalog_does_not_have_is_named_by_product_and_profile() -> None:
+    nodes = [node_of(MIXED), node_of(plugin_node({labels.PRODUCT: "Tesla-V100"}, gpus="1"))]
+    product = "NVIDIA-H100-80GB-HBM3-MIG-9g.1gb"
+    assert [(each.product, each.uuid) for each in unknown_places_of(nodes, [], catalog.gpu_by_product)] == [
+        (product, "node-a-mig-9g.1gb-0"), ("Tesla-V100", "node-a-gpu-0"),
+    ]  # fmt: skip
+    bare = replace(node_of(plugin_node(gpus="1")), labels={})
+    assert [each.product for each in unknown_places_of([bare], [], catalog.gpu_by_product)] == [UNLABELLED]
 
 
 def test_the_pod_of_a_slice_asks_for_one_of_its_profile_and_starts_no_mps() -> None:

@@ -13,13 +13,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpupack.catalog import mig_profiles
 from gpupack.decide.backends import CLASS_COMES, LEAST_KUBERNETES, SET_GATE, weigh
-from gpupack.decide.explain import counted
-from gpupack.doctor.survey import SOURCES, ClusterSeen, GpuNode, PodLook, Unseen
+from gpupack.decide.explain import counted, listed
+from gpupack.doctor.operators import SELECTOR, OperatorSeen
+from gpupack.doctor.reading import Unseen
+from gpupack.doctor.role import ROLE, Need, Right, all_rights
+from gpupack.doctor.survey import SOURCES, ClusterSeen, GpuNode, PodLook
 from gpupack.facts.counter import Counter as DramCounter
 from gpupack.facts.gpu import GpuKind
 from gpupack.kube import labels
-from gpupack.kube.node_resource import GpuByProduct, PlacedDevice, devices_of, places_of, unknown_devices_of
+from gpupack.kube.node_resource import (
+    UNLABELLED,
+    GpuByProduct,
+    PlacedDevice,
+    UnknownDevice,
+    devices_of,
+    places_of,
+    unknown_devices_of,
+    unknown_places_of,
+)
 from gpupack.kube.offers import offer_of
 from gpupack.metrics.prometheus import GpuPage
 from gpupack.metrics.series import Exporter
@@ -37,6 +50,8 @@ NO_PROFILING = ("NVIDIA GeForce", "NVIDIA TITAN")
 """Products whose counters DCGM does not profile (its documentation, "Profiling Metrics")."""
 NAMED = 5
 """So many names are told; the others are counted."""
+INSTALL = "helm install gpupack charts/gpupack -n gpupack-system --create-namespace"
+GRANT = "Run `kubectl apply -k deploy/` again, or upgrade the chart's release with rbac.create: true."
 
 
 class Grade(StrEnum):
@@ -96,8 +111,12 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
         yield _unseen("GPUs", "ResourceSlices", seen.slices)
         return
     slices = () if isinstance(seen.slices, Unseen) else seen.slices
-    placed, strange = devices_of(slices, gpu_by_product), unknown_devices_of(slices, gpu_by_product)
-    places = _places(seen, gpu_by_product)
+    nodes = () if isinstance(seen.nodes, Unseen) else seen.nodes
+    placed, places = devices_of(slices, gpu_by_product), _places(seen, gpu_by_product)
+    strange = (
+        *unknown_devices_of(slices, gpu_by_product),
+        *unknown_places_of((each.record for each in nodes), slices, gpu_by_product),
+    )
     if placed:
         yield good("GPUs", f"{_by_kind(placed)} can be packed.")
     if places:
@@ -105,17 +124,13 @@ def gpus(seen: ClusterSeen, gpu_by_product: GpuByProduct) -> Iterator[Finding]:
             "GPUs",
             f"{_by_kind(places)} can be packed: a device plugin offers them.",
         )
-    for product, count in sorted(Counter(each.product for each in strange).items()):
-        yield limited(
-            "GPUs",
-            f"{count} x {product} is not in gpupack's catalog and stays unused.",
-            "`gpupack catalog` lists what is known; a row of its datasheet can be contributed.",
-        )
+    for product in sorted({each.product for each in strange}):
+        yield _unknown([each for each in strange if each.product == product], gpu_by_product)
     if placed or places or strange:
         return
-    plugged = [] if isinstance(seen.nodes, Unseen) else [each for each in seen.nodes if each.offers]
+    plugged = [each for each in nodes if each.offers]
     if plugged:
-        yield _only_plugged(plugged, gpu_by_product)
+        yield _only_shared(plugged, gpu_by_product)
         return
     yield blocked(
         "GPUs",
@@ -138,15 +153,42 @@ def _by_kind(devices: Iterable[PlacedDevice]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
 
 
-def _only_plugged(plugged: list[GpuNode], gpu_by_product: GpuByProduct) -> Finding:
+def _unknown(devices: list[UnknownDevice], gpu_by_product: GpuByProduct) -> Finding:
+    """Devices of one product, or one profile of MIG slices, that the catalog does not have."""
+    product, count = devices[0].product, len(devices)
+    where = _names(sorted({each.node for each in devices}))
+    if product == UNLABELLED:
+        return limited(
+            "GPUs",
+            f"{counted(count, 'GPU')} on {where} without the label {labels.PRODUCT}: nobody tells which product that "
+            "is, so gpupack leaves it alone.",
+            "Run GPU feature discovery there, which writes it (the GPU operator brings it).",
+        )
+    whole, cut, profile = product.partition(labels.SLICE_OF)
+    remedy = "`gpupack catalog` lists what is known; a row of its datasheet can be contributed."
+    if not cut:
+        return limited("GPUs", f"{count} x {product} on {where} is not in gpupack's catalog and stays unused.", remedy)
+    kind = gpu_by_product(whole, None)
+    known = [each.name for each in mig_profiles(kind)] if kind is not None else []
+    if kind is not None and known and profile not in known:
+        remedy = f"gpupack knows {listed(known)} of {kind.name}. Cut the GPU into those, or contribute the profile."
+    return limited(
+        "GPUs",
+        f"{counted(count, 'MIG slice')} {profile} of {whole} on {where}: gpupack's catalog does not know this profile, "
+        "so nothing is placed there and the slices stay unused. Slices that it knows are used all the same.",
+        remedy,
+    )
+
+
+def _only_shared(plugged: list[GpuNode], gpu_by_product: GpuByProduct) -> Finding:
     kinds = Counter(_product(each, gpu_by_product) for each in plugged)
     told = ", ".join(f"{name} on {counted(count, 'node')}" for name, count in sorted(kinds.items()))
     return blocked(
         "GPUs",
-        f"A device plugin offers {told}, but not as whole GPUs of a product that gpupack knows, and no DRA driver "
-        "publishes them.",
-        "Turn sharing and MIG off there and see that GPU feature discovery labels the nodes, or install NVIDIA's DRA "
-        "driver for GPUs. Until then `spec.observe` and mode Advise work for vLLM pods that run already.",
+        f"A device plugin offers {told}, but shares them itself (time-slicing, or an MPS of its own), and no DRA "
+        "driver publishes them.",
+        "Turn sharing off in the plugin's configuration there, or install NVIDIA's DRA driver for GPUs. Until then "
+        "`spec.observe` and mode Advise work for vLLM pods that run already.",
     )
 
 
@@ -310,7 +352,7 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
     if isinstance(page, Unseen):
         yield unknown(
             "Metrics",
-            f"{pod.key} could not be asked: {page.why}",
+            f"{pod.key} could not be asked: {page.why}.",
             f"The operator asks port {SOURCES[pod.exporter or Exporter.DCGM].port} of the pod itself; see that a "
             "NetworkPolicy lets it in.",
         )
@@ -380,27 +422,113 @@ def engines(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
         )
 
 
-def rights(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+def installed(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """Whether its custom resources are there; if not, whether this user may install it."""
     if "gpupack.dev/v1alpha1" in seen.served:
         yield good("gpupack", "Its custom resources are installed.")
-        return
-    lacking = sorted(what for what, may in seen.may_install.items() if not may)
-    if lacking:
+    elif not isinstance(seen.operators, Unseen) and seen.operators:
         yield blocked(
             "gpupack",
-            f"It is not installed, and you may not install it: {', '.join(lacking)} is refused to you.",
+            f"Its operator {seen.operators[0].name} is installed, but its custom resources are not; it waits for them.",
+            "Run `kubectl apply --server-side -f crds/`, or upgrade the chart's release with crds.install: true.",
+        )
+    elif isinstance(seen.may_not_install, Unseen):
+        yield unknown(
+            "gpupack",
+            f"It is not installed, and nobody says whether you may install it: {seen.may_not_install.why}.",
+            INSTALL,
+        )
+    elif seen.may_not_install:
+        lacking = [f"{right.verb} {right.resource}" for right in seen.may_not_install]
+        yield blocked(
+            "gpupack",
+            f"It is not installed, and you may not install it: {listed(sorted(lacking))} is refused to you.",
             "Ask an administrator of the cluster to run `helm install gpupack charts/gpupack`.",
         )
     else:
-        yield good(
-            "gpupack",
-            "It is not installed yet; you may install it.",
-            "helm install gpupack charts/gpupack -n gpupack-system --create-namespace",
+        yield good("gpupack", "It is not installed yet; you may install it.", INSTALL)
+
+
+def operator(seen: ClusterSeen, _: GpuByProduct) -> Iterator[Finding]:
+    """Where it is installed: that one operator runs, and that its account may do what it does."""
+    if isinstance(seen.operators, Unseen):
+        if "gpupack.dev/v1alpha1" in seen.served:
+            yield _unseen("Operator", "Deployments, and so the operator's rights,", seen.operators)
+        return
+    if not seen.operators and "gpupack.dev/v1alpha1" in seen.served:
+        named = listed([f"{key}={value}" for key, value in SELECTOR.items()])
+        yield unknown(
+            "Operator",
+            f"There is no Deployment with the labels {named}: unless the operator runs elsewhere, nobody looks at "
+            "ModelServings, and their status stays empty.",
+            INSTALL,
         )
+    if len(seen.operators) > 1:
+        yield blocked(
+            "Operator",
+            f"There are {len(seen.operators)} operators: {listed([each.name for each in seen.operators])}. Two would "
+            "decide for the same pool.",
+            "Uninstall all but one; ModelServings and engines stay.",
+        )
+    for each in seen.operators:
+        yield _running(each)
+        yield from _granted(each)
+
+
+def _running(seen: OperatorSeen) -> Finding:
+    namespace, _, name = seen.name.partition("/")
+    if seen.ready:
+        return good("Operator", f"{seen.name} is ready.")
+    why = "its pod is not ready" if seen.wanted else "it is scaled to no replicas"
+    return blocked(
+        "Operator",
+        f"{seen.name} does not run: {why}. Engines serve on, but nothing is decided and no status is written.",
+        f"kubectl -n {namespace} describe deploy/{name}; kubectl -n {namespace} logs deploy/{name}"
+        if seen.wanted else f"kubectl -n {namespace} scale deploy/{name} --replicas=1",
+    )  # fmt: skip
+
+
+def _granted(seen: OperatorSeen) -> Iterator[Finding]:
+    """Each part of the operator's role that its account does not hold, and what stops working without it."""
+    if isinstance(seen.lacks, Unseen):
+        yield unknown(
+            "Rights",
+            f"Nobody tells whether the operator's account {seen.account} holds its role. You may not ask about others: "
+            f"{seen.from_roles}. And ClusterRoles could not be read: {seen.lacks.why}.",
+            "Ask again as a user who may create subjectaccessreviews, or read clusterrolebindings and clusterroles.",
+        )
+        return
+    source = "by its ClusterRoles; other authorizers were not asked" if seen.from_roles else "says the API server"
+    if not seen.lacks:
+        yield good("Rights", f"The operator's account {seen.account} holds all of its role ({source}).")
+        return
+    if len(seen.lacks) == len(all_rights()):
+        yield blocked(
+            "Rights",
+            f"The operator's account {seen.account} holds nothing of its role ({source}): it sees nothing and does "
+            "nothing.",
+            f"See that a ClusterRoleBinding names this account. {GRANT}",
+        )
+        return
+    for need in ROLE:
+        if lacking := [right for right in need.rights if right in seen.lacks]:
+            yield _lacking(seen, need, lacking, source)
+
+
+def _lacking(seen: OperatorSeen, need: Need, lacking: list[Right], source: str) -> Finding:
+    resources = {right.what: [each.verb for each in lacking if each.what == right.what] for right in lacking}
+    told = listed([f"{listed(verbs)} {what}" for what, verbs in resources.items()])
+    return Finding(
+        topic="Rights",
+        grade=Grade.BLOCKED if need.vital else Grade.LIMITED,
+        sentence=f"The operator's account {seen.account} may not {told} ({source}). {need.without}",
+        remedy=GRANT,
+    )
 
 
 CHECKS: tuple[Check, ...] = (
-    kubernetes, gpus, backends, device_class, driver, mps, counters, exporters, holders, engines, rights,
+    kubernetes, gpus, backends, device_class, driver, mps, counters, exporters, holders, engines, installed,
+    operator,
 )  # fmt: skip
 
 
@@ -423,7 +551,7 @@ def unknown(topic: str, sentence: str, remedy: str = "") -> Finding:
 def _unseen(topic: str, what: str, unseen: Unseen) -> Finding:
     return unknown(
         topic,
-        f"{what} could not be read: {unseen.why}",
+        f"{what} could not be read: {unseen.why}.",
         "Ask again as a user who may list them.",
     )
 

@@ -6,17 +6,20 @@ A part that cannot be read is an Unseen with the reason, never an empty one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
+from gpupack.doctor.operators import OperatorSeen, may, operators
+from gpupack.doctor.reading import UNAUTHORIZED, Json, Unseen, everything, or_unseen, reason_of
+from gpupack.doctor.role import Right
 from gpupack.errors import Unavailable
 from gpupack.kube import labels
-from gpupack.kube.api import Api, NotFound
+from gpupack.kube.api import Api, ApiError, NotFound
 from gpupack.kube.node_resource import ForeignClaim, NodeRecord, SliceSeen, foreign_claim_of, node_of, slice_of
 from gpupack.kube.offers import mps_gate_of, runtime_class_of
+from gpupack.kube.quantities import number_of
 from gpupack.kube.source_resource import AGENT_POD_LABELS, AGENT_PORT, DCGM_POD_LABELS, DCGM_PORT, PodSource
 from gpupack.metrics.prometheus import GpuPage, parse_gpus
 from gpupack.metrics.series import Exporter
@@ -28,22 +31,13 @@ SOURCES = {
 """Where a GpuPool looks for them that does not say."""
 PAGE_SECONDS = 10.0
 WATCHED_GROUPS = ("gpupack.dev/v1alpha1", "resource.k8s.io/v1", "monitoring.coreos.com/v1")
-INSTALLING: tuple[tuple[str, str, str], ...] = (
-    ("create", "apiextensions.k8s.io", "customresourcedefinitions"),
-    ("create", "rbac.authorization.k8s.io", "clusterroles"),
-    ("create", "", "namespaces"),
-    ("create", "apps", "deployments"),
+INSTALLING = (
+    Right(verb="create", group="apiextensions.k8s.io", resource="customresourcedefinitions"),
+    Right(verb="create", group="rbac.authorization.k8s.io", resource="clusterroles"),
+    Right(verb="create", group="", resource="namespaces"),
+    Right(verb="create", group="apps", resource="deployments"),
 )
-"""What `helm install` or `kubectl apply -k deploy/` does: verb, group, resource."""
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unseen:
-    """A part of the cluster that could not be looked at."""
-
-    why: str
+"""What `helm install` or `kubectl apply -k deploy/` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,24 +90,25 @@ class ClusterSeen:
     claims: tuple[ForeignClaim, ...] | Unseen
     pods: tuple[PodLook, ...] | Unseen
     pages: Mapping[str, tuple[GpuPage, ...] | Unseen]
-    may_install: Mapping[str, bool]
+    may_not_install: tuple[Right, ...] | Unseen
+    operators: tuple[OperatorSeen, ...] | Unseen
 
 
 async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], None]) -> ClusterSeen:
     """Raises Unavailable only if the API server does not answer at all."""
-    version = (await api.get("/version")).get("gitVersion", "")
+    version = await _version(api)
     progress(f"Kubernetes {version}")
     served = frozenset([group for group in WATCHED_GROUPS if await _is_served(api, group)])
     progress("nodes, devices, claims, pods")
     dra = "resource.k8s.io/v1" in served
     no_dra = Unseen(why="the API server does not serve resource.k8s.io/v1")
-    raw_slices = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceslices")) if dra else no_dra
-    classes = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/deviceclasses")) if dra else no_dra
-    claims = await _or_unseen(_all(api, "/apis/resource.k8s.io/v1/resourceclaims")) if dra else no_dra
-    runtimes = await _or_unseen(_all(api, "/apis/node.k8s.io/v1/runtimeclasses"))
+    raw_slices = await or_unseen(everything(api, "/apis/resource.k8s.io/v1/resourceslices")) if dra else no_dra
+    classes = await or_unseen(everything(api, "/apis/resource.k8s.io/v1/deviceclasses")) if dra else no_dra
+    claims = await or_unseen(everything(api, "/apis/resource.k8s.io/v1/resourceclaims")) if dra else no_dra
+    runtimes = await or_unseen(everything(api, "/apis/node.k8s.io/v1/runtimeclasses"))
     named = () if isinstance(runtimes, Unseen) else (runtime_class_of(each) for each in runtimes)
-    nodes = await _or_unseen(_all(api, "/api/v1/nodes"))
-    raw_pods = await _or_unseen(_all(api, "/api/v1/pods"))
+    nodes = await or_unseen(everything(api, "/api/v1/nodes"))
+    raw_pods = await or_unseen(everything(api, "/api/v1/pods"))
     pods = raw_pods if isinstance(raw_pods, Unseen) else tuple(pod for each in raw_pods if (pod := _pod(each)))
     pages: dict[str, tuple[GpuPage, ...] | Unseen] = {}
     if not isinstance(pods, Unseen):
@@ -121,7 +116,7 @@ async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], Non
         progress(f"{len(exporters)} dcgm-exporters and node agents")
         found = await asyncio.gather(*(_page(api, each, kind, pod_proxy) for each, kind in exporters))
         pages = dict(zip([each.key for each, _ in exporters], found, strict=True))
-    progress("what you may do here")
+    progress("the operator, and what it and you may do here")
     return ClusterSeen(
         version=version,
         served=served,
@@ -133,8 +128,24 @@ async def look(api: Api, *, pod_proxy: str | None, progress: Callable[[str], Non
         claims=claims if isinstance(claims, Unseen) else tuple(c for each in claims if (c := foreign_claim_of(each))),
         pods=pods,
         pages=pages,
-        may_install={f"{verb} {what}": await _may(api, verb, group, what) for verb, group, what in INSTALLING},
+        may_not_install=await _may_not_install(api),
+        operators=await operators(api),
     )
+
+
+async def _version(api: Api) -> str:
+    try:
+        return str((await api.get("/version")).get("gitVersion", ""))
+    except ApiError as refused:
+        words = reason_of(refused)
+        fix = "Log in again, or take another context" if refused.status == UNAUTHORIZED else "Look at its health"
+        raise Unavailable(f"The API server cannot be asked: {words}. {fix}; see: kubectl version") from refused
+    except Unavailable as silent:
+        problem = str(silent.__cause__ or "") or str(silent)
+        raise Unavailable(
+            f"No API server answers: {problem}. See that the cluster runs, and that the current context of the "
+            "kubeconfig leads to it: kubectl cluster-info"
+        ) from silent
 
 
 async def _is_served(api: Api, group: str) -> bool:
@@ -145,34 +156,12 @@ async def _is_served(api: Api, group: str) -> bool:
     return True
 
 
-async def _all(api: Api, path: str) -> list[Json]:
-    """Every object of a list, page by page."""
-    items: list[Json] = []
-    more: dict[str, str] = {}
-    while True:
-        answer = await api.get(path, limit=500, **more)
-        items.extend(answer["items"])
-        token = answer["metadata"].get("continue")
-        if not token:
-            return items
-        more = {"continue": token}
-
-
-async def _or_unseen(asked: Awaitable[list[Json]]) -> list[Json] | Unseen:
+async def _may_not_install(api: Api) -> tuple[Right, ...] | Unseen:
     try:
-        return await asked
+        answers = [(right, await may(api, "SelfSubjectAccessReview", right)) for right in INSTALLING]
     except Unavailable as refused:
-        return Unseen(why=str(refused))
-
-
-async def _may(api: Api, verb: str, group: str, resource: str) -> bool:
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
-    }
-    answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
-    return bool(answer["status"]["allowed"])
+        return Unseen(why=reason_of(refused))
+    return tuple(right for right, allowed in answers if not allowed)
 
 
 async def _page(api: Api, pod: PodLook, kind: Exporter, pod_proxy: str | None) -> tuple[GpuPage, ...] | Unseen:
@@ -186,15 +175,23 @@ async def _page(api: Api, pod: PodLook, kind: Exporter, pod_proxy: str | None) -
             return Unseen(why="it has no address yet")
         async with httpx.AsyncClient(proxy=pod_proxy, trust_env=False, timeout=PAGE_SECONDS) as client:
             answer = await client.get(f"http://{pod.address}:{port}/metrics")
-            return parse_gpus(answer.raise_for_status().content, kind)
-    except (Unavailable, httpx.HTTPError) as problem:
-        return Unseen(why=str(problem) or type(problem).__name__)
+            if answer.is_error:
+                return Unseen(why=f"it answers with status {answer.status_code}")
+            return parse_gpus(answer.content, kind)
+    except Unavailable as problem:
+        return Unseen(why=reason_of(problem))
+    except httpx.HTTPError as problem:
+        return Unseen(why=str(problem).rstrip(".") or f"it did not answer ({type(problem).__name__})")
 
 
 def _node(item: Json) -> GpuNode:
     allocatable = item.get("status", {}).get("allocatable", {})
-    offers = {name: int(count) for name, count in allocatable.items() if name.startswith(labels.EXTENDED_RESOURCES)}
-    return GpuNode(record=node_of(item), offers={name: count for name, count in offers.items() if count})
+    offers = {
+        name: int(number_of(count))
+        for name, count in allocatable.items()
+        if name.startswith(labels.EXTENDED_RESOURCES) and number_of(count)
+    }
+    return GpuNode(record=node_of(item), offers=offers)
 
 
 def _slices(items: Sequence[Json]) -> tuple[SliceSeen, ...]:

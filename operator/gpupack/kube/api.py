@@ -16,6 +16,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio import config as untyped_config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -80,7 +81,11 @@ def error_of(status: int, body: bytes) -> ApiError:
 def _has_kubeconfig() -> bool:
     """Whether there is one where kubectl would look."""
     places = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
-    return any(Path(each).expanduser().exists() for each in places if each)
+    return any(_is_there(each) for each in places if each)
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
 async def configuration_of(kubeconfig: str | None) -> Configuration:
@@ -97,8 +102,13 @@ async def configuration_of(kubeconfig: str | None) -> Configuration:
                 if not _has_kubeconfig():
                     raise Unavailable(NO_KUBECONFIG) from None
                 await config.load_kube_config(client_configuration=found)
+        elif not _is_there(kubeconfig):
+            raise Unavailable(f"no way to the Kubernetes API: there is no kubeconfig {kubeconfig}")
         else:
             await config.load_kube_config(config_file=kubeconfig, client_configuration=found)
+    except yaml.YAMLError as problem:
+        told = " ".join(str(problem).split())
+        raise Unavailable(f"no way to the Kubernetes API: the kubeconfig is no YAML: {told}") from problem
     except (config.ConfigException, OSError) as problem:
         raise Unavailable(f"no way to the Kubernetes API: {problem}") from problem
     found.connection_pool_maxsize = CONNECTIONS

@@ -7,7 +7,7 @@ two put records together. Knows the DRA driver's attribute names, not the catalo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ GpuByProduct = Callable[[str, Bytes | None], GpuKind | None]
 """A GPU kind by the driver's product name and, where it is published, the device's memory; None if it is unknown."""
 
 NAMELESS = "a GPU without productName"
+UNLABELLED = f"a GPU without the label {labels.PRODUCT}"
+"""What stands for the product of a device that a driver publishes, or a device plugin offers, without saying it."""
 LABEL_LIMIT = 63
 BLOCKING_TAINTS = ("NoSchedule", "NoExecute")
 
@@ -204,7 +206,6 @@ def places_of(
     Which device a pod gets is the plugin's choice, so these are places, as many as the node has of each; nobody tells
     from which GPU a slice is cut. Nodes whose plugin shares GPUs offer none.
     """
-    published = {each.node for each in slices}
     return tuple(
         PlacedDevice(
             gpu=Gpu(
@@ -213,13 +214,33 @@ def places_of(
             ),
             pool="", taint=None,
         )
-        for node in sorted(nodes, key=lambda each: each.name)
-        if node.name not in published and node.labels.get(labels.PLUGIN_SHARING, "none") == "none"
-        for resource, count in ((labels.PLUGIN_GPU, node.gpus), *node.slices)
+        for node, resource, sort, count in _offered(nodes, slices)
         if (kind := kind_on(node, gpu_by_product, resource)) is not None
-        for sort in (resource.removeprefix(labels.EXTENDED_RESOURCES),)
         for number in range(count)
     )  # fmt: skip
+
+
+def unknown_places_of(
+    nodes: Iterable[NodeRecord], slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct
+) -> tuple[UnknownDevice, ...]:
+    """What a device plugin offers whole, or as MIG slices, and the catalog does not have; `places_of` leaves it out."""
+    return tuple(
+        UnknownDevice(
+            product=_product_on(node, resource) or UNLABELLED, uuid=place_name(node.name, number, sort), node=node.name
+        )
+        for node, resource, sort, count in _offered(nodes, slices)
+        if kind_on(node, gpu_by_product, resource) is None
+        for number in range(count)
+    )
+
+
+def _offered(nodes: Iterable[NodeRecord], slices: Iterable[SliceSeen]) -> Iterator[tuple[NodeRecord, str, str, int]]:
+    """Node, resource, how places of it are called, how many: of what a plugin offers unshared and no driver has."""
+    published = {each.node for each in slices}
+    for node in sorted(nodes, key=lambda each: each.name):
+        if node.name not in published and node.labels.get(labels.PLUGIN_SHARING, "none") == "none":
+            for resource, count in ((labels.PLUGIN_GPU, node.gpus), *node.slices):
+                yield node, resource, resource.removeprefix(labels.EXTENDED_RESOURCES), count
 
 
 def place_name(node: str, number: int, sort: str = "gpu") -> str:
@@ -234,16 +255,25 @@ def place_name(node: str, number: int, sort: str = "gpu") -> str:
 def kind_on(node: NodeRecord, gpu_by_product: GpuByProduct, resource: str = labels.PLUGIN_GPU) -> GpuKind | None:
     """The kind of a node's GPUs by what GPU feature discovery wrote on it; None if it wrote nothing that is known.
 
-    `resource`: of what the device plugin offers. Where its slices are by profile, the product is that of the whole GPU;
-    the plugin writes `1g.10gb.me` where drivers write `1g.10gb+me`.
+    `resource`: of what the device plugin offers.
     """
-    product = node.labels.get(labels.PRODUCT)
+    product = _product_on(node, resource)
     if product is None:
         return None
-    if resource.startswith(labels.PLUGIN_SLICE):
-        product += labels.SLICE_OF + resource.removeprefix(labels.PLUGIN_SLICE).replace(".me", "+me")
     memory = node.labels.get(f"{resource}.memory", "")
     return gpu_by_product(product, Bytes(int(memory) * MIB) if memory.isdecimal() else None)
+
+
+def _product_on(node: NodeRecord, resource: str) -> str | None:
+    """The product of what the plugin offers there, with the profile if it is a MIG slice; None if no label says it.
+
+    Where slices are by profile, the label is that of the whole GPU; the plugin writes `1g.10gb.me` where drivers write
+    `1g.10gb+me`.
+    """
+    product = node.labels.get(labels.PRODUCT)
+    if product is None or not resource.startswith(labels.PLUGIN_SLICE):
+        return product
+    return product + labels.SLICE_OF + resource.removeprefix(labels.PLUGIN_SLICE).replace(".me", "+me")
 
 
 def unknown_devices_of(slices: Iterable[SliceSeen], gpu_by_product: GpuByProduct) -> tuple[UnknownDevice, ...]:

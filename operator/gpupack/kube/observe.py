@@ -387,7 +387,11 @@ class Mirrors:
         )  # fmt: skip
 
     def unknown_devices(self) -> tuple[UnknownDevice, ...]:
-        return node_resource.unknown_devices_of(self.slices.all(), self._lookups.gpu_by_product)
+        known, slices = self._lookups.gpu_by_product, self.slices.all()
+        return (
+            *node_resource.unknown_devices_of(slices, known),
+            *node_resource.unknown_places_of(self.nodes.all(), slices, known),
+        )
 
     def offer(
         self, nodes: Iterable[NodeRecord], devices: Iterable[PlacedDevice], pods: Iterable[PodRecord]
