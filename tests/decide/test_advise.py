@@ -17,7 +17,7 @@ from gpupack.facts.policy import Policy
 from gpupack.facts.serving import Batching, Lengths, Sharing, Slo, Statistic
 from gpupack.perf import calibration, sharing
 from gpupack.plan import Reason
-from gpupack.units import Bytes, PerSecond, Ratio, Seconds
+from gpupack.units import GIB, Bytes, PerSecond, Ratio, Seconds
 
 CHAT = Lengths(input_mean=512.0, output_mean=256.0)
 SHAREGPT = Lengths(input_mean=111.0, output_mean=292.0)
@@ -160,6 +160,58 @@ def test_a_prompt_heavy_model_is_not_packed_and_the_answer_says_how_little_two_w
     assert {each.replicas for each in advice.rejected} >= {2}
 
 
+def prompts(ratio: float) -> Lengths:
+    """So many times as long as their answers."""
+    return Lengths(input_mean=100.0 * ratio, output_mean=100.0)
+
+
+@pytest.mark.parametrize(
+    ("question", "budget"),
+    [
+        pytest.param(of("qwen2.5-0.5b", "L4", prompts(30.0), promise(0.300)), 8192, id="they do more"),
+        pytest.param(of("qwen2.5-0.5b", "L4", prompts(30.0), promise(0.100)), 2048, id="they do less"),
+        pytest.param(of("qwen2.5-0.5b", "H100-80GB", prompts(8.0), promise(0.100)), 8192, id="prompts are most of it"),
+        pytest.param(of("qwen2.5-0.5b", "H100-80GB", prompts(7.9), promise(0.100)), 2048, id="they are not"),
+        pytest.param(
+            of("qwen2.5-0.5b", "H100-80GB", prompts(20.0), promise(0.030)), 8192, id="one engine instead of three"
+        ),
+        pytest.param(
+            of("llama-3.2-1b", "H100-80GB", prompts(30.0), promise(0.030)), 2048, id="one for two that do a lot more"
+        ),
+        pytest.param(of("llama-3.1-8b", "L4", prompts(20.0), promise(0.030)), 2048, id="no promise is kept either way"),
+        pytest.param(
+            of("llama-3.1-8b", "L4", Lengths(input_mean=4000.0, output_mean=20.0), promise(0.100)), 8192,
+            id="they alone keep the promise",
+        ),
+        pytest.param(
+            replace(of("llama-3.1-8b", "L4", prompts(20.0), promise(0.100)),
+                    batching=Batching(fixed=9, min_efficiency=Ratio(0.1))), 2048, id="they do not fit"),
+        pytest.param(of("llama-2-13b", "L4", prompts(30.0)), 2048, id="nothing fits"),
+        pytest.param(
+            replace(of("qwen2.5-0.5b", "L4", prompts(30.0), promise(0.300)), chunked_prefill=False), 2048,
+            id="prompts are not cut at all",
+        ),
+        pytest.param(
+            replace(of("qwen2.5-0.5b", "H100-80GB", prompts(30.0), promise(0.030)), max_num_batched_tokens=16384),
+            16384, id="steps are longer already",
+        ),
+        pytest.param(
+            replace(of("qwen2.5-0.5b", "H100-80GB", prompts(30.0), promise(0.300)),
+                    gpu=replace(catalog.gpu("H200"), memory_bytes=Bytes(180 * GIB))), 16384, id="a GPU of 180 GiB"),
+        *(
+            pytest.param(of(model, gpu, prompts(30.0)), 2048, id=f"no promise was made: {model} on {gpu}")
+            for model in ("qwen2.5-0.5b", "llama-3.2-1b") for gpu in ("L4", "H100-80GB")
+        ),
+    ],
+)  # fmt: skip
+def test_longer_steps_are_taken_for_prompts_where_they_do_more_within_the_same_promise(
+    question: Question, budget: int
+) -> None:
+    advice = advise(question)
+    assert advice.shape.max_num_batched_tokens == budget
+    assert advice.slo == Search(question).slo
+
+
 def test_a_model_whose_kv_cache_fills_the_gpu_is_not_packed_for_memory() -> None:
     advice = advise(of("llama-2-13b", "H100-64GB", CHAT, promise(0.100)))
     assert advice.replicas_per_gpu == 1
@@ -184,6 +236,62 @@ def test_a_first_token_that_even_an_idle_engine_gives_too_late_is_out_of_reach()
     assert advice.unreachable is not None
     assert advice.unreachable.value > 0.050
     assert advice.stop.detail == "time to first token"
+
+
+@pytest.mark.parametrize("itl", [0.060, 0.100, 0.300])
+def test_a_first_token_out_of_reach_is_no_reason_to_break_the_other_promise_as_well(itl: float) -> None:
+    """338 ms at the best; gaps of 56 ms and more."""
+    advice = advise(of("llama-3.1-8b", "L4", CHAT, promise(itl, 0.050)))
+    assert advice.prediction.groups[0].itl_p95 <= itl
+    assert advice.stop.detail == "time to first token"
+    assert advice.unreachable is not None
+    assert advice.unreachable.value == pytest.approx(0.338, abs=0.001)
+    assert (advice.shape.max_num_seqs, advice.replicas_per_gpu) == (1, 1)
+
+
+def test_where_both_promises_are_out_of_reach_the_gap_is_as_short_as_can_be() -> None:
+    advice = advise(of("llama-3.1-8b", "L4", CHAT, promise(0.020, 0.050)))
+    assert (advice.shape.max_num_seqs, advice.stop.detail) == (1, "inter-token latency")
+
+
+def test_a_shape_of_last_resort_says_what_it_can_do_all_the_same_and_what_else_was_thought_of() -> None:
+    """At full batches, of one engine: where not even an idle one keeps the promise, no load does."""
+    for slo in (promise(0.020), promise(1.0, 0.050)):
+        question = of("llama-3.1-8b", "L4", CHAT, slo)
+        advice = advise(question)
+        assert (advice.replica_rate, advice.prediction) == Search(question).full_load(1, 1)
+        assert advice.replica_rate > 0.0
+        assert {each.replicas for each in advice.rejected} == {1}
+        assert len(advice.rejected) > 5
+        assert {each.verdict.reason for each in advice.rejected} == {Reason.LATENCY_SLO}
+
+
+def test_a_fixed_batch_that_keeps_no_promise_or_does_not_fit_is_the_answer_all_the_same() -> None:
+    for model, batch, slo, fits in (
+        ("llama-3.1-8b", 16, promise(0.020), True),
+        ("llama-3.1-8b", 1024, promise(1.0), False),
+        ("llama-2-13b", 16, None, False),
+    ):
+        question = replace(of(model, "L4", CHAT, slo), batching=Batching(fixed=batch, min_efficiency=Ratio(0.1)))
+        advice = advise(question)
+        assert (advice.fits, advice.shape.max_num_seqs, advice.replicas_per_gpu) == (fits, batch, 1)
+        assert [(each.max_num_seqs, each.replicas) for each in advice.rejected] == [(batch, 1)]
+        assert (advice.replica_rate > 0.0) == fits
+
+
+def test_what_does_not_fit_at_all_is_told_of_its_smallest_shape() -> None:
+    question = of("llama-2-13b", "L4")
+    advice = advise(question)
+    assert (advice.shape.max_num_seqs, advice.replicas_per_gpu) == (1, 1)
+    assert advice.prediction == Search(question).full(1, 1)
+    assert [(each.max_num_seqs, each.replicas) for each in advice.rejected] == [(1, 1)]
+
+
+def test_the_rate_of_a_replica_is_its_part_of_what_the_gpu_does() -> None:
+    advice = advise(replace(SMALL, batching=Batching(fixed=64, min_efficiency=Ratio(0.1))))
+    assert advice.replicas_per_gpu > 1
+    requests = advice.prediction.total_tokens_per_second / (CHAT.input_mean + CHAT.output_mean)
+    assert advice.replicas_per_gpu * advice.replica_rate == pytest.approx(requests)
 
 
 def test_what_does_not_fit_is_a_verdict_with_its_margin() -> None:

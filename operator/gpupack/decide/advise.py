@@ -63,9 +63,10 @@ def advise(question: Question) -> Advice:
     larger = max(own, _LONG_STEP)
     if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean or larger <= question.max_num_batched_tokens:
         return answer
-    if not question.chunked_prefill or not answer.fits:
+    if not question.chunked_prefill:
         return answer
-    other = _answer(replace(question, max_num_batched_tokens=larger))
+    # With its own steps it would assume a promise that they keep.
+    other = _answer(replace(question, max_num_batched_tokens=larger, slo=answer.slo))
     better = other.fits and _worth(other, question) > _CLEARLY * _worth(answer, question)
     return other if better else answer
 
@@ -128,10 +129,10 @@ def _without_choice(search: Search) -> Advice:
     """No batch may run: it does not fit, or the promise cannot be kept and the batch of lowest latency runs alone."""
     fixed = search.question.batching.fixed
     batches = LADDER if fixed is None else (fixed,)
-    objections = {batch: tuple(search.objections(batch, 1)) for batch in batches}
-    room = [batch for batch in batches if objections[batch][0].reason is Reason.LATENCY_SLO]
+    objections = {batch: next(search.objections(batch, 1)) for batch in batches}
+    room = [batch for batch in batches if objections[batch].reason is Reason.LATENCY_SLO]
     rejected = tuple(
-        Rejected(max_num_seqs=batch, replicas=1, verdict=objections[batch][0]) for batch in (room or batches[:1])
+        Rejected(max_num_seqs=batch, replicas=1, verdict=objections[batch]) for batch in (room or batches[:1])
     )
     if not room:
         smallest = batches[0]
@@ -141,22 +142,21 @@ def _without_choice(search: Search) -> Advice:
             1,
             rate=PerSecond(0.0),
             prediction=search.full(smallest, 1),
-            stop=objections[smallest][0],
+            stop=objections[smallest],
             rejected=rejected,
             fits=False,
         )
-    batch = min(room, key=lambda each: objections[each][0].observed.value)
+    batch = room[0]  # latency only grows with the batch
     rate, prediction = search.load(batch, 1)
     if rate == 0.0:
         rate, prediction = search.full_load(batch, 1)
-    stop = objections[batch][0]
     return _advice(
         search,
         batch,
         1,
         rate=rate,
         prediction=prediction,
-        stop=stop,
+        stop=objections[batch],
         rejected=rejected,
-        unreachable=stop.observed,
+        unreachable=objections[batch].observed,
     )
