@@ -219,8 +219,9 @@ def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
     """What `gpupack top` shows of now: sums over engines, as the last tick saw them."""
     on, of = ["node", "gpu"], ["namespace", "serving"]
     total = GaugeMetricFamily(
-        "gpupack_gpu_memory_bytes", "Device memory of a GPU of the pool", labels=["pool", "kind", *on]
-    )
+        "gpupack_gpu_memory_bytes", "Device memory of a GPU of the pool; parent is the GPU that a slice is cut from",
+        labels=["pool", "kind", "parent", *on],
+    )  # fmt: skip
     gauges = [(GaugeMetricFamily(name, text, labels=on), value) for name, text, value in _GPU_GAUGES]
     part = GaugeMetricFamily(
         "gpupack_serving_dram_active_ratio", "A serving's part of the DRAM activity of a GPU, by what its engines say "
@@ -240,7 +241,8 @@ def _glances(ticks: Iterable[Tick]) -> Iterator[Metric]:
         seen = glance(tick.observation)
         for gpu in seen.gpus:
             where = [gpu.gpu.node, gpu.gpu.uuid]
-            total.add_metric([tick.observation.pool, gpu.gpu.kind.name, *where], gpu.gpu.kind.memory_bytes)
+            kind, parent = gpu.gpu.kind, gpu.gpu.parent_uuid
+            total.add_metric([tick.observation.pool, kind.name, parent, *where], kind.memory_bytes)
             for family, value in gauges:
                 if (number := value(gpu)) is not None:
                     family.add_metric(where, number)

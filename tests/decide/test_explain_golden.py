@@ -92,9 +92,9 @@ def test_every_objection_is_a_sentence(golden: Callable[[str, str], None]) -> No
 
 def test_every_step_is_a_sentence(golden: Callable[[str, str], None]) -> None:
     sentences = (
-        explain.added(GPU, 1, 1, None, None, ()),
-        explain.added(GPU, 3, 4, EFFECT, 0.38, ()),
-        explain.added(GPU, 5, 5, EFFECT, 0.02, VERDICTS[-2:]),
+        explain.added(GPU, 1, 1, None, None, (), None),
+        explain.added(GPU, 3, 4, EFFECT, 0.38, (), Seconds(0.0121)),
+        explain.added(GPU, 5, 5, EFFECT, 0.02, VERDICTS[-2:], None),
         explain.opened(GPU, VERDICTS[-3:-2]),
         explain.removed(GPU, 1, 12.3456),
         explain.removed(GPU, 2, None),

@@ -119,7 +119,7 @@ def test_the_page_tells_what_top_shows_of_now_and_leaves_out_what_is_not_known()
     telemetry = Telemetry()
     telemetry.decided("default", tick(), 0.01)
     kind = {"pool": "default", "kind": "H100-80GB"}
-    assert value(telemetry, "gpupack_gpu_memory_bytes", **kind, **WHERE) == H100.memory_bytes
+    assert value(telemetry, "gpupack_gpu_memory_bytes", **kind, parent="", **WHERE) == H100.memory_bytes
     assert value(telemetry, "gpupack_gpu_memory_used_bytes", **WHERE) == 1.0
     assert value(telemetry, "gpupack_gpu_dram_attainable_ratio", **WHERE) == 0.6
     assert value(telemetry, "gpupack_serving_running_requests", **WHO) == 1.0

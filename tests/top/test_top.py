@@ -26,7 +26,7 @@ from gpupack.top.app import Explanation, TopApp
 from gpupack.top.feed import Feed
 from gpupack.top.page import Live, live_of
 from gpupack.top.snapshot import Snapshot, pool_record, serving_record, snapshot
-from gpupack.top.tables import GPUS, arranged, drawn
+from gpupack.top.tables import GPUS, arranged, drawn, headline
 
 from ..kube.tiny_api import TinyApi
 from .world import POOLS, SERVINGS, cluster_of, kubeconfig_of, last_look, page_of, pool_of, servings_of
@@ -83,6 +83,20 @@ def test_free_gpus_and_those_in_use_stand_with_what_is_on_them() -> None:
     assert [str(each.serving) for each in used.engines] == ["default/chat"]
     assert used.engines[0].memory == 7 * used.memory // 100  # type: ignore[operator]
     assert used.dram_at is None
+
+
+def test_a_slice_stands_below_its_gpu_and_the_gpu_counts_once() -> None:
+    live = live_of(page_of(LOOK).decode())
+    free, used = told(live).gpus
+    cut = replace(live, gpus={**live.gpus, used.uuid: replace(live.gpus[used.uuid], parent=free.uuid)})
+    seen = replace(told(cut), pools=())
+    assert [(each.uuid, each.cut) for each in seen.gpus] == [(free.uuid, True), (used.uuid, False)]
+    assert headline(seen).plain.startswith("1 of 1 GPU in use")
+    out = StringIO()
+    console = Console(file=out, width=160)
+    console.print(drawn(seen, console))
+    assert re.search(f"{free.uuid[:12]} .* in slices", out.getvalue())
+    assert f"└ {used.uuid[:12]}" in out.getvalue()
 
 
 def test_without_the_operators_page_nothing_is_zero_and_old_readings_say_when() -> None:

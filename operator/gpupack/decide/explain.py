@@ -16,7 +16,7 @@ from gpupack.facts.placement import ChosenShape, PredictedEffect
 from gpupack.facts.routing import PoolSeen, PoolState, Routing
 from gpupack.facts.serving import Shape, Slo
 from gpupack.plan import Reason, Unit, Verdict
-from gpupack.units import gibibytes, milliseconds, percent
+from gpupack.units import Seconds, gibibytes, milliseconds, percent
 
 NAMED = 3
 """So many pods are named in one sentence; status lists all."""
@@ -33,8 +33,8 @@ _BELIEVED = {
 
 
 def place(subject: str) -> str:
-    """A GPU by the beginning of its uuid, anything else as it is."""
-    return subject[:12] if subject.startswith("GPU-") else subject
+    """A GPU or a slice of one by the beginning of its uuid, anything else as it is."""
+    return subject[:12] if subject.startswith(("GPU-", "MIG-")) else subject
 
 
 def number(value: float, unit: Unit) -> str:
@@ -70,10 +70,11 @@ def verdict(given: Verdict) -> str:
             more = f" and {given.observed.value - 1:.0f} more" if given.observed.value > 1 else ""
             missing = f"Readings of {where} are missing: {given.detail}{more}. Nothing is added or removed meanwhile."
             is_closed = UNREACHABLE in given.detail
-            return f"{missing} See that a NetworkPolicy lets the operator in." if is_closed else missing
+            return f"{missing} {_doors(given.subject)}" if is_closed else missing
         case Reason.HELD_BY_OTHERS:
             amount = f" ({seen})" if unit in (Unit.BYTES, Unit.SECONDS) else ""
-            return f"{where} is held by others: {given.detail}{amount}."
+            mend = next((how for sign, how in _FREED.items() if sign in given.detail), "")
+            return f"{where} is held by others: {given.detail}{amount}.{mend}"
         case Reason.ROLLED_BACK:
             return (
                 f"One more replica on {where}, or on one like it, was tried and taken back: {given.detail} {seen} where"
@@ -111,6 +112,24 @@ def verdict(given: Verdict) -> str:
             return f"One more replica would bring {where} {seen} more throughput; at least {limit} is asked."
 
 
+_FREED = {
+    "which holds the claim of": " Servings that share a GPU belong into one namespace; give each other namespace a"
+    " GpuPool of its own (spec.poolName).",
+    "MPS does not start": " One engine runs there. See that NVIDIA's container toolkit brings nvidia-cuda-mps-control"
+    " into the pod, or set spec.sharing: [Exclusive] in the GpuPool.",
+}
+"""What a person can do about a holder, by the sign of it."""
+
+
+def _doors(subject: str) -> str:
+    """Which ports have to be open for readings of a serving's engines, or of a GPU."""
+    if "/" in subject:
+        ports = "port 8000 of its pods, or 8001 and up where engines share one"
+    else:
+        ports = "port 9400 of dcgm-exporter (spec.metrics.dcgm.port of the GpuPool), or 8080 of the node agent"
+    return f"See that the pod runs, and that a NetworkPolicy lets the operator in: {ports}."
+
+
 _ASKED = {
     "Manual": "spec.replicas asks for",
     "Declared": "The declared load asks for",
@@ -131,13 +150,18 @@ def added(
     effect: PredictedEffect | None,
     gain: float | None,
     against: Iterable[Verdict],
+    at_load: Seconds | None,
 ) -> str:
-    """One more replica was planned: where, why, and what it should bring. `gain` is None for the first on a GPU."""
+    """One more replica was planned: where, why, and what it should bring. `gain` is None for the first on a GPU.
+
+    `at_load` is its inter-token latency at the load to expect, which is what its promise was checked against.
+    """
     text = f"Replica {planned} goes to {place(uuid)}; {wanted} {_are(wanted)} wanted."
     if effect is not None and gain is not None:
         text += (
             f" Predicted: {percent(gain):+.0f} % throughput at full batches, saturation"
-            f" {percent(effect.saturation_after):.0f} %, inter-token latency {milliseconds(effect.itl_after):.1f} ms."
+            f" {percent(effect.saturation_after):.0f} %, inter-token latency {milliseconds(effect.itl_after):.1f} ms"
+            + ("." if at_load is None else f", at the load to expect {milliseconds(at_load):.1f} ms.")
         )
     past = [each.reason.value for each in against]
     if past:
@@ -395,7 +419,7 @@ def engine_too_old(engines: Iterable[tuple[str, str]], oldest: str) -> str:
 def engine_refused(why: str, seconds: float) -> str:
     return (
         f"The engine's image does not take what it is started with: {why.rstrip('.')}. It is not started again for"
-        f" {seconds:.0f} s, unless spec.engine changes."
+        f" {seconds:.0f} s, unless spec.engine changes: set version to the vLLM of the image, or take another image."
     )
 
 
@@ -450,6 +474,10 @@ def gpus_unmeasured(cause: Cause, uuids: Sequence[str], ceiling: float) -> str:
     return sentence.format(gpus=listed(named), ceiling=f"{percent(ceiling):.0f}")
 
 
+def no_pool(name: str) -> str:
+    return f"There is no GpuPool {name!r}. Create it, or name another in spec.poolName."
+
+
 def no_gpu() -> str:
     return "The pool has no GPU that can be used; `gpupack doctor` tells what is missing."
 
@@ -461,11 +489,19 @@ def too_large() -> str:
     )
 
 
+_NO_SECRET = "CreateContainerConfigError"
+"""The kubelet's reason where a container's environment names a Secret, or a key in it, that is not there."""
+_MEND_SECRET = (
+    " Create it in the namespace of the ModelServing, with the key that spec.model.tokenSecretRef or"
+    " spec.engine.apiKeySecretRef names, or mend the name there; the kubelet goes on by itself."
+)
+
+
 def waits_for(pod: str, message: str) -> str:
     """What a replica that is not ready waits for, in Kubernetes' or the container's own words."""
     if message == CONTAINER_CREATING:
         return f"{pod} waits for its node: `kubectl describe pod {pod}` tells for what."
-    return f"{pod}: {message.rstrip('.')}."
+    return f"{pod}: {message.rstrip('.')}.{_MEND_SECRET if _NO_SECRET in message and 'ecret' in message else ''}"
 
 
 def waits() -> str:
@@ -483,7 +519,10 @@ def promise(slo: Slo) -> str:
 
 
 def unreachable(slo: Slo, best: float) -> str:
-    return f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(best):.4g} ms, which is what runs."
+    return (
+        f"No batch keeps {promise(slo)}; the best reachable is {milliseconds(best):.4g} ms, which is what runs. Ask for"
+        " at least that in spec.slo, or use GPUs with more memory bandwidth."
+    )
 
 
 def mismatch(engines: Iterable[str], planned: int) -> str:

@@ -713,6 +713,18 @@ def effect(board: Board, placement: Placement) -> PredictedEffect | None:
     )
 
 
+def itl_at_load(board: Board, placement: Placement) -> Seconds | None:
+    """Its inter-token latency at the loads to expect on its GPU; None where none is known, or nothing is promised."""
+    gpu, mix, kin = board.facts.gpus.get(placement.gpu_uuid), board.mix(placement.gpu_uuid), board.kin(placement)
+    if gpu is None or not board.prospects.knows(mix):
+        return None
+    rates, slo = rates_on(board, mix, None), promise_of(board, placement.serving, gpu.gpu.kind)
+    index = next(index for index, (each, _) in enumerate(mix) if each is kin)
+    if slo is None or rates[index] is None:
+        return None
+    return itl_of(board.prospects.at_rates(gpu.gpu.kind, mix, rates).groups[index], slo)
+
+
 def _missing(subject: str, detail: str, absent: int = 1) -> Verdict:
     return _verdict(subject, Reason.DATA_MISSING, _given(absent), _given(0), Unit.NONE, detail=detail)
 

@@ -12,7 +12,7 @@ from gpupack.decide.evidence import standing
 from gpupack.decide.experiment import TakenBack, begin
 from gpupack.decide.faults import refused
 from gpupack.decide.hold import GivenUp, Renewal, is_settled, renew, to_give_up
-from gpupack.decide.pack import Survey, effect, gain_of, sharing_of, sharing_there, survey
+from gpupack.decide.pack import Survey, effect, gain_of, itl_at_load, sharing_of, sharing_there, survey
 from gpupack.decide.recording import Decision, stopped
 from gpupack.decide.undone import ANOTHER_SHAPE
 from gpupack.facts.interpretation import Facts
@@ -158,7 +158,9 @@ def _added(
     begin(board, placement, before, step, asked=asked or len(board.of[serving.key]) <= demand.floor)
     gain = gain_of(board, placement)
     brings = effect(board, placement)
-    message = explain.added(uuid, len(board.of[serving.key]), demand.wanted, brings, gain, found.past)
+    message = explain.added(
+        uuid, len(board.of[serving.key]), demand.wanted, brings, gain, found.past, itl_at_load(board, placement)
+    )
     if is_opening:
         used = [each for each in found.verdicts if each.subject != uuid]
         message = f"{message} {explain.opened(uuid, used)}"

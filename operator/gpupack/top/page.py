@@ -18,12 +18,16 @@ PREFIXES = ("gpupack_gpu_", "gpupack_serving_", "gpupack_measured_tokens")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveGpu:
-    """`dram_active` and `attainable` are shares of the peak, tokens count prompts and answers."""
+    """`dram_active` and `attainable` are shares of the peak, tokens count prompts and answers.
+
+    `parent` is the uuid of the GPU that a slice is cut from, empty for a whole one.
+    """
 
     pool: str
     uuid: str
     node: str
     kind: str
+    parent: str
     memory: Bytes
     memory_used: Bytes | None
     dram_active: Ratio | None
@@ -86,6 +90,7 @@ def _gpu(uuid: str, labels: Mapping[str, str], total: float, on: Mapping[tuple[s
         uuid=uuid,
         node=labels["node"],
         kind=labels["kind"],
+        parent=labels.get("parent", ""),
         memory=Bytes(round(total)),
         memory_used=None if used is None else Bytes(round(used)),
         dram_active=None if dram is None else Ratio(dram),

@@ -86,12 +86,17 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRow:
-    """`dram_at` is None for a live `dram_active`, else when it was measured."""
+    """`dram_at` is None for a live `dram_active`, else when it was measured. `parent`: as in `LiveGpu`.
+
+    `cut`: engines run on slices of it.
+    """
 
     pool: str
     uuid: str
     node: str
     kind: str
+    parent: str
+    cut: bool
     engines: tuple[Engine, ...]
     dram_active: Ratio | None
     dram_at: Seconds | None
@@ -100,6 +105,11 @@ class GpuRow:
     memory_used: Bytes | None
     tokens_per_second: float | None
     power: Watts | None
+
+    @property
+    def card(self) -> str:
+        """The whole GPU that it is, or is cut from."""
+        return self.parent or self.uuid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +221,10 @@ def _gpu_rows(
     pools: Iterable[PoolRecord], servings: Iterable[ServingRecord], live: Live,
     shapes: Mapping[tuple[ServingKey, Shape], ChosenShape], kind_of: KindOf,
 ) -> Iterable[GpuRow]:  # fmt: skip
-    """By pool, node and uuid: those of the plans, and those that the page knows besides."""
+    """By pool, node and uuid, slices behind the GPU that they are cut from.
+
+    Those of the plans, and those that the page knows besides.
+    """
     phases = {each.name: each for serving in servings for each in serving.replicas}
     planned: dict[str, tuple[str, list[Placement]]] = {}
     judged: dict[str, tuple[Ratio, Seconds]] = {}
@@ -223,17 +236,18 @@ def _gpu_rows(
                 if compared.what == DRAM and step.judged_at is not None:
                     judged[step.gpu_uuid] = Ratio(compared.measured), step.judged_at
     rows = []
+    cut = {live.gpus[uuid].parent for uuid in planned if uuid in live.gpus}
     for uuid in {*planned, *live.gpus}:
         pool_name, placements = planned.get(uuid, ("", []))
         rows.append(_gpu_row(uuid, pool_name, placements, live.gpus.get(uuid), judged.get(uuid), phases, shapes,
-                             kind_of))  # fmt: skip
-    return sorted(rows, key=lambda row: (row.pool, row.node, row.uuid))
+                             kind_of, cut=uuid in cut))  # fmt: skip
+    return sorted(rows, key=lambda row: (row.pool, row.node, row.card, row.uuid))
 
 
 def _gpu_row(
     uuid: str, pool: str, placements: Sequence[Placement], seen: LiveGpu | None,
     judged: tuple[Ratio, Seconds] | None, replicas: Mapping[str, ReplicaRecord],
-    shapes: Mapping[tuple[ServingKey, Shape], ChosenShape], kind_of: KindOf,
+    shapes: Mapping[tuple[ServingKey, Shape], ChosenShape], kind_of: KindOf, *, cut: bool,
 ) -> GpuRow:  # fmt: skip
     chosen = [shapes.get((each.serving, each.shape)) for each in placements]
     kind = seen.kind if seen is not None else next((each.gpu_kind for each in chosen if each is not None), "")
@@ -255,6 +269,8 @@ def _gpu_row(
         uuid=uuid,
         node=seen.node if seen is not None else next(nodes, ""),
         kind=kind,
+        parent="" if seen is None else seen.parent,
+        cut=cut,
         engines=engines,
         dram_active=judged[0] if dram is None and judged is not None else dram,
         dram_at=judged[1] if dram is None and judged is not None else None,

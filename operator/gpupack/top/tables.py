@@ -120,9 +120,13 @@ def _memory(row: GpuRow, colours: Colours, width: int) -> Text:
     return text.append(f" {told}", style="" if row.memory_used is not None else "dim")
 
 
+def _gpu(row: GpuRow, _colours: Colours, _width: int) -> Text:
+    return Text(f"└ {place(row.uuid)}" if row.parent else place(row.uuid))
+
+
 def _engines(row: GpuRow, colours: Colours, _: int) -> Text:
     if not row.engines:
-        return Text("free", style="dim")
+        return Text("in slices" if row.cut else "free", style="dim")
     numbers = Counter(each.serving for each in row.engines)
     away = sum(each.phase != Phase.READY for each in row.engines)
     parts = [Text(f"{count} {key.name}", style=colours.get(key, "")) for key, count in sorted(numbers.items())]
@@ -169,7 +173,7 @@ POOLS: tuple[Column[PoolRow], ...] = (
 )  # fmt: skip
 
 GPUS: tuple[Column[GpuRow], ...] = (
-    Column(title="GPU", cell=lambda row, *_: Text(place(row.uuid)), order=lambda row: _word(row.uuid)),
+    Column(title="GPU", cell=_gpu, order=lambda row: _word(row.uuid)),
     Column(title="node", cell=lambda row, *_: Text(row.node or cells.NONE), order=lambda row: _word(row.node),
            since=WIDE),
     Column(title="kind", cell=lambda row, *_: Text(row.kind or cells.NONE), order=lambda row: _word(row.kind),
@@ -220,13 +224,13 @@ SERVINGS: tuple[Column[ServingRow], ...] = (
 
 def headline(snapshot: Snapshot) -> Text:
     """One line of everything."""
-    in_use = sum(bool(each.engines) for each in snapshot.gpus)
+    in_use = len({each.card for each in snapshot.gpus if each.engines})
     gpus = [each.gpus for each in snapshot.pools if each.gpus is not None]
     engines = sum(len(each.engines) for each in snapshot.gpus)
     ready = sum(each.ready or 0 for each in snapshot.servings)
     missed = sum(each.slo_met == "False" for each in snapshot.servings)
     text = Text(
-        f"{in_use} of {counted(sum(gpus) if gpus else len(snapshot.gpus), 'GPU')} in use, "
+        f"{in_use} of {counted(sum(gpus) if gpus else len({each.card for each in snapshot.gpus}), 'GPU')} in use, "
         f"{counted(engines, 'engine')} planned, {ready} ready, {counted(len(snapshot.servings), 'serving')}"
     )
     return text.append(", ").append(counted(missed, "missed promise"), style=cells.BAD) if missed else text

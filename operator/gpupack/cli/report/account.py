@@ -53,9 +53,13 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuHeld:
-    """A GPU and what the plan puts there; `kind` None is one that the catalog does not have."""
+    """A GPU and what the plan puts there; `kind` None is one that the catalog does not have.
+
+    `card` is the whole GPU that it is, or is cut from.
+    """
 
     uuid: str
+    card: str
     node: str
     kind: GpuKind | None
     placements: tuple[Placement, ...]
@@ -177,7 +181,8 @@ class _Recorded:
             shapes=plan.shapes,
             gpus=tuple(
                 GpuHeld(
-                    uuid=each.gpu.uuid, node=each.gpu.node, kind=each.gpu.kind, memory_used=used[each.gpu.uuid],
+                    uuid=each.gpu.uuid, card=each.gpu.card, node=each.gpu.node, kind=each.gpu.kind,
+                    memory_used=used[each.gpu.uuid],
                     placements=tuple(one for one in plan.placements if one.gpu_uuid == each.gpu.uuid),
                 )
                 for each in sorted(seen.gpus, key=lambda each: (each.gpu.node, each.gpu.uuid))
@@ -268,7 +273,8 @@ async def of_cluster(api: Api, *, metrics: str | None, now: Seconds, name: str) 
                 shapes=plan.shapes,
                 gpus=tuple(
                     GpuHeld(
-                        uuid=each.uuid, node=each.node, kind=kinds.get(each.kind), memory_used=each.memory_used,
+                        uuid=each.uuid, card=each.card, node=each.node, kind=kinds.get(each.kind),
+                        memory_used=each.memory_used,
                         placements=tuple(one for one in plan.placements if one.gpu_uuid == each.uuid),
                     )
                     for each in gpus

@@ -46,7 +46,8 @@ def _overview(account: Account) -> list[str]:
     counts = Counter(
         (each.serving, "" if gpu.kind is None else gpu.kind.name) for gpu in account.gpus for each in gpu.placements
     )
-    in_use = sum(bool(each.placements) for each in account.gpus)
+    cards = {each.card for each in account.gpus}
+    in_use = len({each.card for each in account.gpus if each.placements})
     rows = [
         (
             str(each.serving), each.gpu_kind, str(each.shape.max_num_seqs), gib(each.shape.kv_cache_memory_bytes),
@@ -65,7 +66,7 @@ def _overview(account: Account) -> list[str]:
         "ITL promised",
         "TTFT promised",
     )
-    of = f"{in_use} of {len(account.gpus)} known GPUs in use, {counts.total()} engines planned."
+    of = f"{in_use} of {len(cards)} known GPUs in use, {counts.total()} engines planned."
     return [paragraph(of), html_table(head, rows)] if rows else [paragraph(of)]
 
 
