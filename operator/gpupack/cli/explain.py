@@ -79,9 +79,13 @@ async def _read(
         try:
             return [await api.get(f"{path}/{name}")], await _profiles(api, namespace)
         except NotFound as missing:
-            elsewhere = await _namespaces_of(api, name)
-            fix = f"it is in {', '.join(elsewhere)}: add -n {elsewhere[0]}" if elsewhere else "see: kubectl get msv -A"
-            raise Invalid("NAME", f"there is no ModelServing {name} in namespace {namespace}", fix) from missing
+            raise not_there(name, namespace, await _namespaces_of(api, name)) from missing
+
+
+def not_there(name: str, namespace: str, elsewhere: Sequence[str]) -> Invalid:
+    """`elsewhere`: the namespaces that have one of that name."""
+    fix = f"it is in {', '.join(elsewhere)}: add -n {elsewhere[0]}" if elsewhere else "see: kubectl get msv -A"
+    return Invalid("NAME", f"there is no ModelServing {name} in namespace {namespace}", fix)
 
 
 async def _profiles(api: Api, namespace: str) -> list[Mapping[str, Any]]:

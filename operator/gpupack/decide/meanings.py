@@ -25,7 +25,7 @@ REASONS: Mapping[Reason, Meaning] = {
         means="A reading that is needed is absent, stale or no number. Nothing is added or removed meanwhile.",
         do="If an engine is named, see that nothing (a NetworkPolicy, --disable-log-stats) keeps the operator from"
         " /metrics on port 8000 of its pods; if a GPU is named, the same for dcgm-exporter on port 9400."
-        " `gpupack doctor` asks both from outside.",
+        " `gpupack doctor` asks every exporter from outside.",
     ),
     Reason.HELD_BY_OTHERS: Meaning(
         means="Somebody else has the GPU: a pod with an extended resource, a claim, memory that gpupack's pods do not"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from gpupack.decide import learning
+from gpupack.decide import explain, learning
 from gpupack.decide.learning import Learning
 from gpupack.facts.belief import Belief
 from gpupack.facts.gpu import Gpu
@@ -131,7 +131,7 @@ async def commit_orphan(api: Api, resource: ServingResource, now: Seconds) -> bo
 
     Raises Unavailable if the API does not answer, or refuses: NotFound and Conflict if the serving is gone.
     """
-    unknown = f"There is no GpuPool {resource.pool!r}. Create it, or name another in spec.poolName."
+    unknown = explain.no_pool(resource.pool)
     conditions = (
         Condition(type=ConditionType.ACCEPTED, truth=Truth.FALSE, reason="PoolNotFound", message=unknown),
         Condition(type=ConditionType.READY, truth=Truth.UNKNOWN, reason="PoolNotFound", message=unknown),
