@@ -274,6 +274,8 @@ def test_where_nobody_exports_the_framebuffer_one_replica_has_the_gpu() -> None:
     ]
     assert said(memory(candidate(board_on(seen(NONE.replace("a: ,", "a: {fbUsed: NoSeries},")))))) == []
     assert said(memory(candidate(board_on(seen(ONE.replace("a: ,", "a: {fbUsed: Stale},")))))) == []
+    alone = candidate(board, sharing=Sharing.EXCLUSIVE)
+    assert said(memory(alone)) == [], "one alone has it in any case, and that is said elsewhere"
 
 
 @pytest.mark.parametrize(("cores", "others", "fits"), [(4.0, 0.0, True), (3.9, 0.0, False), (6.0, 2.1, False)])

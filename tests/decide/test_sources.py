@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from gpupack import catalog
 from gpupack.decide.sources import TOLD, gpus_measured
 from gpupack.facts.counter import Counter, Scale
 from gpupack.facts.interpretation import Facts, interpret
@@ -138,6 +140,23 @@ def test_a_process_that_has_just_begun_says_that_it_looks_and_takes_back_nothing
     assert (condition.truth is Truth.UNKNOWN, condition.reason == "Looking") == (looks, looks)
     assert condition.yields_to == (TOLD if looks else ())
     assert {"Measured", "NoGpu", "QueryRefused", *(each.value for each in Cause)} <= set(TOLD)
+
+
+SLICE = catalog.mig_profile(catalog.gpu(KIND), "1g.10gb").kind
+
+
+@pytest.mark.parametrize("change", [{"kind": SLICE}, {"one_household": True}], ids=["slice", "device plugin"])
+def test_what_is_known_only_by_its_engine_is_not_missed_before_there_is_one(change: dict[str, Any]) -> None:
+    """The first of the two has an engine."""
+    first, other = showing(Cause.NO_SERIES).gpus
+    nobodys = replace(other, gpu=replace(other.gpu, **change))
+    used = replace(showing(0.4).gpus[0], gpu=replace(first.gpu, **change))
+    looked = replace(showing(0.4), gpus=(used, nobodys))
+    assert said(looked)[:2] == (Truth.TRUE, "Measured")
+    unread = replace(looked, gpus=(replace(used, dram_active=first.dram_active), nobodys))
+    assert said(unread)[:2] == (Truth.FALSE, "NoSeries")
+    assert nobodys.gpu.uuid[:12] not in said(unread)[2]
+    assert said(replace(looked, gpus=(nobodys,)))[:2] == (Truth.UNKNOWN, "NotInUse")
 
 
 def test_without_gpus_nothing_is_to_be_measured() -> None:

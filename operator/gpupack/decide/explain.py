@@ -461,6 +461,10 @@ def gpus_measured(counters: Iterable[str]) -> str:
     return f"The DRAM traffic of every GPU is read: {listed(counters)}."
 
 
+def not_in_use() -> str:
+    return "A MIG slice, and a GPU that a device plugin gives out, is measured once an engine has it; none has yet."
+
+
 def gpus_looked_at() -> str:
     return "The sources are being looked at."
 

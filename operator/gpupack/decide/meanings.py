@@ -253,6 +253,7 @@ STATES: Mapping[ConditionType, Mapping[str, Meaning]] = {
         "Measured": Meaning(means="It is; the message names the counters."),
         "Looking": Meaning(means="The operator has just begun and has not heard all sources yet."),
         "NoGpu": Meaning(means="The pool has no GPU."),
+        "NotInUse": Meaning(means="No slice, and no GPU of a device plugin, has an engine that it would be told of."),
         "NoSeries": Meaning(means="No source tells of the traffic.", do="Install one: docs/sources.md."),
         "Unreachable": Meaning(means="The source does not answer.", do="Is it ready, and may it be reached?"),
         "Stale": Meaning(means="The readings are too old.", do="Set periodSeconds to what the source really does."),

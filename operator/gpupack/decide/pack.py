@@ -250,7 +250,8 @@ def memory(candidate: Candidate) -> Iterable[Verdict]:
     if needed > kind.memory_bytes:
         observed = Estimate.exact(needed, Source.CALIBRATED)
         yield _verdict(uuid, Reason.MEMORY, observed, _given(kind.memory_bytes), Unit.BYTES)
-    if _is_not_exported(candidate.gpu.fb_used) and (present := len(candidate.present)):
+    present = 0 if candidate.sharing.is_alone else len(candidate.present)
+    if present and _is_not_exported(candidate.gpu.fb_used):
         yield _verdict(
             uuid, Reason.MEMORY, _given(present + 1), _given(1), Unit.REPLICAS,
             detail="nothing exports the framebuffer in use",

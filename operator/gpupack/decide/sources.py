@@ -13,18 +13,21 @@ from gpupack.facts.interpretation import Facts
 from gpupack.facts.observation import Cause, Missing
 from gpupack.plan import Condition, ConditionType, Truth
 
-MEASURED, LOOKING, NO_GPU = "Measured", "Looking", "NoGpu"
-TOLD = (MEASURED, NO_GPU, *(each.value for each in Cause), *explain.REFUSALS)
+MEASURED, LOOKING, NO_GPU, NOT_IN_USE = "Measured", "Looking", "NoGpu", "NotInUse"
+TOLD = (MEASURED, NO_GPU, NOT_IN_USE, *(each.value for each in Cause), *explain.REFUSALS)
 """What may stand there and stays while a process that has just begun looks for itself."""
 
 
 def gpus_measured(facts: Facts) -> Condition:
     if not facts.gpus:
         return _condition(Truth.UNKNOWN, NO_GPU, explain.no_gpu())
-    missing = {uuid: each.dram_active for uuid, each in facts.gpus.items() if isinstance(each.dram_active, Missing)}
+    known = {uuid: each for uuid, each in facts.gpus.items() if not _is_nobodys(facts, uuid)}
+    if not known:
+        return _condition(Truth.UNKNOWN, NOT_IN_USE, explain.not_in_use())
+    missing = {uuid: each.dram_active for uuid, each in known.items() if isinstance(each.dram_active, Missing)}
     problem = facts.source_problem
     if not missing:
-        counters = sorted({each.counter.value for each in facts.gpus.values()})
+        counters = sorted({each.counter.value for each in known.values()})
         said = explain.gpus_measured(counters)
         return _condition(Truth.TRUE, MEASURED, said if problem is None else f"{said} {problem.message}")
     if _has_just_begun(facts):
@@ -37,6 +40,12 @@ def gpus_measured(facts: Facts) -> Condition:
         return _condition(Truth.FALSE, problem.reason, f"{problem.message} {said}")
     tally = Tally(each.cause for each in missing.values())
     return _condition(Truth.FALSE, min(tally, key=lambda cause: (-tally[cause], cause)).value, said)
+
+
+def _is_nobodys(facts: Facts, uuid: str) -> bool:
+    """A slice, or a GPU that a device plugin gives out, is told of by the claim or the pod that has it: not before."""
+    gpu = facts.gpus[uuid].gpu
+    return (gpu.kind.is_slice or gpu.one_household) and not facts.replicas_on.get(uuid)
 
 
 def _of_cause(missing: Mapping[str, Missing], cause: Cause) -> list[str]:
