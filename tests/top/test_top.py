@@ -169,6 +169,11 @@ async def test_the_view_follows_statuses_and_says_when_the_api_server_is_gone(cl
             serving["status"]["decision"]["reason"] = "BandwidthCeiling"
             cluster.put(SERVINGS, serving)
             await until(pilot, lambda: "BandwidthCeiling" in column(app.servings, 7))
+            pool = pool_of(LOOK)
+            pool["status"]["replicas"] = 7
+            cluster.put(POOLS, pool)
+            await until(pilot, lambda: column(app.pools, 3) == ["7"])
+            assert app.pools.get_row_at(0)[3].justify == "right", "a number that changes stays below its title"
             await cluster.stop()
             await until(pilot, lambda: "the API server is not heard" in text_of(app, "#note"))
             assert column(app.servings, 0) == ["default/chat"], "what was seen last stays"

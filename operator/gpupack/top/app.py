@@ -93,7 +93,8 @@ class Rows(DataTable[Text], Generic[Row]):
             for key, line in cells.items():
                 for column, (new, old) in enumerate(zip(line, self._cells[key], strict=True)):
                     if new != old:
-                        self.update_cell(key, str(column), new, update_width=len(new) > len(old))
+                        cell = _justified(new, shown[column].right)
+                        self.update_cell(key, str(column), cell, update_width=len(new) > len(old))
         self._rows = {key_of(each): each for each in kept}
         self._cells = cells
 
