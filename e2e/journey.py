@@ -28,12 +28,13 @@ PATIENCE_SECONDS = 40.0
 NODE_ARGUMENTS = (
     "--node-name", "virtual", "--nodes", "2", "--plugin-nodes", "1", "--gpus", "2", "--gpu-kind", "H100-80GB",
     "--mig-nodes", "1", "--mig-profiles", "3g.40gb,2g.20gb,1g.10gb",
+    "--plugin-mig", "mixed=3g.40gb,2g.20gb", "--plugin-mig", "single=3g.40gb,3g.40gb",
     "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
 PROCESS_IMAGE = "gpupack:here"
 """Pods of this image are this checkout's `gpupack`, as a process."""
 FIRST_NODE, SECOND_NODE = "virtual-1", "virtual-2"
-PLUGIN_NODE = "virtual-plugin-1"
+PLUGIN_NODE, MIXED_NODE, SINGLE_NODE = "virtual-plugin-1", "virtual-mixed-1", "virtual-single-1"
 """The pool has the GPUs of the first; a journey that needs others selects them."""
 PROFILES = f"{API_PATH}/namespaces/default/modelprofiles"
 PODS, SERVICES = PATHS["pods"], PATHS["services"]

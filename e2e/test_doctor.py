@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 
 from gpupack.demo.stage import Stage, condition, shipped
 
-from .journey import PLUGIN_NODE, POOLS, Journey
+from .journey import MIXED_NODE, PLUGIN_NODE, POOLS, SINGLE_NODE, Journey
 
 SYSTEM, ACCOUNT = "gpupack-system", "gpupack-elsewhere"
 """Of an operator that nobody runs, so that what is taken from its account is missed by nobody."""
@@ -38,6 +38,11 @@ def doctor(journey: Journey, kubeconfig: Path | None = None) -> tuple[int, dict[
     return done.returncode, found
 
 
+def by_kind(gpus: Iterable[Mapping[str, Any]]) -> str:
+    kinds = sorted(Counter(each["kind"] for each in gpus).items())
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds)
+
+
 def chosen(journey: Journey) -> Mapping[str, Any]:
     return condition(journey.stage.get(f"{POOLS}/default"), "BackendChosen")
 
@@ -46,13 +51,15 @@ def test_a_doctor_finds_gpus_and_metrics_and_says_what_it_cannot_know(journey: J
     code, found = doctor(journey)
     assert code == 0
     by_driver, by_plugin = (each["sentence"] for each in found["GPUs"])
-    published = [each for each in journey.stage.state()["gpus"] if each["node"] != PLUGIN_NODE]
-    kinds = sorted(Counter(each["kind"] for each in published).items())
-    assert by_driver == f"{', '.join(f'{count} x {kind}' for kind, count in kinds)} can be packed."
-    assert by_plugin.startswith("2 x H100-80GB can be packed: a device plugin offers them")
+    gpus = journey.stage.state()["gpus"]
+    published = [each for each in gpus if each["node"] not in (PLUGIN_NODE, MIXED_NODE, SINGLE_NODE)]
+    cut = [each for each in gpus if each["node"] in (MIXED_NODE, SINGLE_NODE) and each["uuid"].startswith("MIG-")]
+    offered = [*(each for each in gpus if each["node"] == PLUGIN_NODE), *cut]
+    assert by_driver == f"{by_kind(published)} can be packed."
+    assert by_plugin.startswith(f"{by_kind(offered)} can be packed: a device plugin offers them")
     [sharing] = found["Sharing"]
     assert f"DRA is taken for {len(published)} GPUs" in sharing["sentence"]
-    assert "InPod is taken for 2 GPUs" in sharing["sentence"]
+    assert f"InPod is taken for {len(offered)} GPUs" in sharing["sentence"]
     assert "The device plugin's own shares are not taken" in sharing["remedy"]
     journey.until("the pool, which has one node, says of it the same", lambda: chosen(journey).get("reason") == "DRA")
     assert "InPod is not taken" in chosen(journey)["message"]

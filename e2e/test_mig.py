@@ -1,13 +1,15 @@
 """On GPUs that are cut, MIG slices are places like GPUs: one engine each, whatever whole GPUs are used for.
 
-The slices are partitionable devices: what a GPU and its slices share is counted by the real scheduler.
+The slices are partitionable devices of DRA, where the real scheduler counts what a GPU and its slices share, or
+extended resources of a device plugin.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from .journey import CLAIMS, PODS, Journey, manual
+from .journey import CLAIMS, MIXED_NODE, PODS, Journey, manual, serving
 
 MIG_NODE = "virtual-mig-1"
 FIXED = {"mode": "Fixed", "maxNumSeqs": 8}
@@ -76,10 +78,36 @@ def test_an_xid_of_a_gpu_moves_the_engines_on_its_slices_to_another_gpus(journey
     journey.until_ready("chat")
 
 
+def test_slices_of_a_plugin_are_taken_one_engine_each_as_load_asks_until_none_is_left(journey: Journey) -> None:
+    """With its strategy mixed, where nobody but the plugin chooses the slice of a pod."""
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": MIXED_NODE})
+    journey.apply(serving("chat", sharing="MIG", batching=FIXED))
+    journey.until("one engine is ready", lambda: _ready_on_slices(journey, MIXED_NODE) == 1)
+    journey.load("chat", rate=8.0)
+    journey.until("the load gets a second slice", lambda: _ready_on_slices(journey, MIXED_NODE) > 1)
+    journey.load("chat", rate=40.0)
+    journey.until("every slice has an engine", lambda: _ready_on_slices(journey, MIXED_NODE) == 4)
+    message = journey.until_said("chat", "HeldByOthers")
+    assert "default/chat runs alone" in message
+    hosts = journey.stage.get(PODS, labelSelector="gpupack.dev/household")["items"]
+    limits = [each["spec"]["containers"][0]["resources"]["limits"] for each in hosts]
+    asked = Counter(name for each in limits for name in each if name.startswith("nvidia.com/"))
+    assert asked == {"nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-2g.20gb": 2}
+    assert journey.restarts() == 0
+
+
 def _card(journey: Journey) -> str:
     """Of the slice with the first replica: the device that it is cut from, as its name tells."""
     uuid = journey.gpus_of("chat")[0]
     return str(next(each["device"] for each in slices(journey) if each["uuid"] == uuid)).partition("-mig-")[0]
+
+
+def _ready_on_slices(journey: Journey, node: str) -> int:
+    """Engines of chat that are ready, none beside another and none on a whole GPU."""
+    engines = {each["uuid"]: each["engines"] for each in cards(journey, node)}
+    assert max(map(len, engines.values())) <= 1, engines
+    assert all(uuid.startswith("MIG-") for uuid, there in engines.items() if there)
+    return int(journey.status("chat").get("readyReplicas", 0))
 
 
 def _waits(journey: Journey) -> bool:

@@ -6,9 +6,12 @@ import pytest
 
 from gpupack import catalog
 from gpupack.errors import Invalid
+from gpupack.kube.labels import PLUGIN_GPU
+from gpupack.node.device_plugin import DevicePlugin
 from gpupack.node.exporter import CardNow, ExporterFault, Generation, page
 from gpupack.node.hardware import CardReader, Hardware
-from gpupack.node.virtual_node import cards, cut, resource_slices
+from gpupack.node.pods import Pod, pod_of
+from gpupack.node.virtual_node import MigStrategy, cards, cut, feature_labels, offered, resource_slices
 from gpupack.twin.world import World
 
 H100 = catalog.gpu("H100-80GB")
@@ -64,3 +67,57 @@ def test_a_gpu_that_is_cut_holds_what_its_slices_hold() -> None:
         slot.memory.take("pod", 2**30)
     whole, *_ = reader.read()
     assert whole.fb_used == 2 * 2**30
+
+
+BIG, SMALL = "nvidia.com/mig-3g.40gb", "nvidia.com/mig-2g.20gb"
+CUT = cut("virtual", H100, 2, layout("3g.40gb", "2g.20gb"))
+
+
+def pod(uid: str, resource: str) -> Pod:
+    container = {"name": "supervisor", "resources": {"limits": {resource: "1", "cpu": "2"}}}
+    return pod_of({"metadata": {"namespace": "ns", "name": uid, "uid": uid}, "spec": {"containers": [container]}})
+
+
+def test_a_plugin_counts_slices_by_profile_or_as_gpus_and_no_gpu_that_is_cut() -> None:
+    counted = {resource: len(there) for resource, there in offered(CUT, MigStrategy.MIXED).items()}
+    assert counted == {BIG: 2, SMALL: 2}
+    alike = cut("virtual", H100, 2, layout("3g.40gb", "3g.40gb"))
+    (slices,) = offered(alike, MigStrategy.SINGLE).values()
+    assert offered(alike, MigStrategy.SINGLE) == {PLUGIN_GPU: slices}
+    assert [each.parent for each in slices] == [alike[0].uuid] * 2 + [alike[3].uuid] * 2
+
+
+def test_labels_are_those_of_gpu_feature_discovery() -> None:
+    mixed = feature_labels(CUT, MigStrategy.MIXED)
+    assert mixed["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
+    assert (mixed["nvidia.com/gpu.count"], mixed[f"{SMALL}.count"]) == ("2", "2")
+    assert mixed[f"{SMALL}.product"] == "NVIDIA-H100-80GB-HBM3-MIG-2g.20gb"
+    assert mixed["nvidia.com/mig.strategy"] == "mixed"
+    single = feature_labels(cut("virtual", H100, 2, layout("3g.40gb", "3g.40gb")), MigStrategy.SINGLE)
+    assert single["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3-MIG-3g.40gb"
+    assert single["nvidia.com/gpu.count"] == "4"
+    assert int(single["nvidia.com/gpu.memory"]) < int(mixed["nvidia.com/gpu.memory"]) / 2 + 1
+
+
+def test_a_pod_gets_a_free_slice_of_the_profile_that_it_asks_for_and_nobody_else_gets_it() -> None:
+    plugin = DevicePlugin(CUT, MigStrategy.MIXED)
+    first, second = plugin.take(pod("a", SMALL)), plugin.take(pod("b", SMALL))
+    assert [each.name for each in (*first, *second)] == ["gpu-0-mig-1-4-2", "gpu-1-mig-1-4-2"]
+    assert plugin.take(pod("a", SMALL)) == first
+    assert plugin.take(pod("c", SMALL)) == ()
+    plugin.give_back("a")
+    assert plugin.take(pod("d", SMALL)) == first
+
+
+def test_the_exporter_names_the_pod_that_a_plugin_gave_a_slice_to() -> None:
+    plugin = DevicePlugin(CUT, MigStrategy.MIXED)
+    plugin.take(pod("a", BIG))
+    text = page(
+        CardReader(Hardware(World(), CUT), "virtual", plugin).read(), "virtual", Generation.NEW, frozenset(),
+        ExporterFault.NONE,
+    )  # fmt: skip
+    [line, *others] = [line for line in text.splitlines() if "SM_UTIL" in line and 'pod="a"' in line]
+    assert not others
+    assert f'UUID="{CUT[0].uuid}"' in line
+    assert 'GPU_I_ID="1"' in line
+    assert 'container="supervisor",namespace="ns"' in line

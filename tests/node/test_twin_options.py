@@ -39,6 +39,15 @@ def test_a_node_is_as_its_options_say() -> None:
     assert options.absent == {Field.DRAM_ACTIVE}
 
 
+def test_nodes_with_slices_of_a_device_plugin_are_named_by_its_strategy() -> None:
+    first, second, third = _options(
+        "--node-name", "n", *("--plugin-mig", "mixed=3g.40gb,2g.20gb"), *("--plugin-mig", "single=1g.10gb,1g.10gb"),
+        *("--plugin-mig", "mixed=7g.80gb"),
+    ).cut_nodes  # fmt: skip
+    assert [each.name for each in (first, second, third)] == ["n-mixed-1", "n-single-1", "n-mixed-2"]
+    assert [each.name for each in first.profiles] == ["3g.40gb", "2g.20gb"]
+
+
 def test_a_model_that_the_catalog_does_not_have_comes_from_its_config(tmp_path: Path) -> None:
     config = {
         "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096,
@@ -56,6 +65,8 @@ def test_a_model_that_the_catalog_does_not_have_comes_from_its_config(tmp_path: 
         (["--gpu-kind", "H1000"], "--gpu-kind"),
         (["--nodes", "0"], "--nodes"),
         (["--memory", "much"], "--memory"),
+        (["--plugin-mig", "3g.40gb"], "--plugin-mig"),
+        (["--plugin-mig", "single=3g.40gb,2g.20gb"], "--plugin-mig"),
         (["--model-config", "org/own"], "--model-config"),
         (["--model-config", "org/own=/nowhere/config.json"], "--model-config"),
     ],

@@ -7,20 +7,21 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpupack import catalog
 from gpupack.catalog import LlmConfig, llm_from_config
 from gpupack.errors import Invalid
+from gpupack.facts.gpu import GpuKind, MigProfile
 from gpupack.facts.llm import Llm
 from gpupack.node import binaries
 from gpupack.node.addresses import DEFAULT_RANGE
 from gpupack.node.container_life import FIRST_BACKOFF_SECONDS
 from gpupack.node.controlplane import ControlPlane
 from gpupack.node.exporter import Field, Generation
-from gpupack.node.twin_nodes import Options, TwinNodes
-from gpupack.node.virtual_node import Machine
+from gpupack.node.twin_nodes import CutNode, Options, TwinNodes
+from gpupack.node.virtual_node import Machine, MigStrategy
 from gpupack.units import parse_bytes
 
 _CONFIG_FIELDS = (
@@ -58,6 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     nodes.add_argument(
         "--mig-profiles", default="", metavar="P,P", help="the slices of each GPU there, for instance 3g.40gb,2g.20gb"
     )
+    nodes.add_argument(
+        "--plugin-mig", action="append", default=[], metavar="STRATEGY=P,P",
+        help="one more, NAME-mixed-1 or NAME-single-1 and on, whose GPUs are cut so and whose slices a device plugin "
+        "offers with this strategy (repeatable)",
+    )  # fmt: skip
     nodes.add_argument("--gpus", type=int, default=2, help="GPUs of each node")
     nodes.add_argument("--gpu-kind", default="H100-80GB", help="a GPU of `gpupack catalog`")
     nodes.add_argument("--cpus", type=int, default=96, help="allocatable cores of each node")
@@ -108,14 +114,14 @@ def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
         raise Invalid("--memory", f"{args.memory!r} is not a size", "write for instance 256Gi") from problem
     several = args.nodes > 1
     gpu = catalog.gpu(args.gpu_kind, "--gpu-kind")
-    profiles = tuple(catalog.mig_profile(gpu, name, "--mig-profiles") for name in args.mig_profiles.split(",") if name)
     return Options(
         kubeconfig=kubeconfig,
         gpu=gpu,
         node_names=tuple(f"{args.node_name}-{n + 1}" if several else args.node_name for n in range(args.nodes)),
         plugin_nodes=tuple(f"{args.node_name}-plugin-{n + 1}" for n in range(args.plugin_nodes)),
         mig_nodes=tuple(f"{args.node_name}-mig-{n + 1}" for n in range(args.mig_nodes)),
-        mig_profiles=profiles,
+        mig_profiles=_profiles(gpu, args.mig_profiles, "--mig-profiles"),
+        cut_nodes=_cut_nodes(gpu, args.node_name, args.plugin_mig),
         gpus_a_node=args.gpus,
         machine=Machine(cpu_cores=args.cpus, memory=memory),
         start_seconds=args.start_seconds,
@@ -131,6 +137,25 @@ def options_of(args: argparse.Namespace, kubeconfig: Path | None) -> Options:
         models=dict(_model(text) for text in args.model_config),
         processes=dict(_process(text) for text in args.process),
     )
+
+
+def _profiles(gpu: GpuKind, names: str, flag: str) -> tuple[MigProfile, ...]:
+    return tuple(catalog.mig_profile(gpu, name, flag) for name in names.split(",") if name)
+
+
+def _cut_nodes(gpu: GpuKind, node_name: str, texts: Sequence[str]) -> tuple[CutNode, ...]:
+    flag = "--plugin-mig"
+    nodes: list[CutNode] = []
+    for text in texts:
+        word, _, names = text.partition("=")
+        if word not in (MigStrategy.SINGLE, MigStrategy.MIXED) or not names:
+            raise Invalid(flag, f"{text!r} is no strategy with slices", "write for instance mixed=3g.40gb,2g.20gb")
+        strategy, profiles = MigStrategy(word), _profiles(gpu, names, flag)
+        if strategy is MigStrategy.SINGLE and len(set(profiles)) > 1:
+            raise Invalid(flag, "the strategy single knows slices of one size only", "give one profile, or mixed=")
+        number = sum(each.strategy is strategy for each in nodes) + 1
+        nodes.append(CutNode(name=f"{node_name}-{strategy}-{number}", strategy=strategy, profiles=profiles))
+    return tuple(nodes)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,10 @@ class Field(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardNow:
-    """One GPU over the last period: ratios, bytes, watts, and the code of the last XID, 0 if there was none."""
+    """One GPU over the last period: ratios, bytes, watts, and the code of the last XID, 0 if there was none.
+
+    `holder`: container, namespace and pod that a device plugin gave it to.
+    """
 
     card: Card
     dram_active: float
@@ -64,6 +67,7 @@ class CardNow:
     fb_used: int
     power: float
     xid: int = 0
+    holder: tuple[str, str, str] | None = None
 
     def value(self, field: Field) -> float:
         match field:
@@ -201,7 +205,10 @@ class Exporter:
 
 
 def _labels(now: CardNow, node: str, generation: Generation) -> str:
-    """A slice is told apart by profile and number; that of the claim of a pod that uses it also by its own uuid."""
+    """A slice is told apart by profile and number; that of a pod with a claim also by its own uuid.
+
+    What a device plugin gave away names the pod that has it.
+    """
     new, card = generation is Generation.NEW, now.card
     pairs = {
         "gpu": str(card.index),
@@ -210,9 +217,10 @@ def _labels(now: CardNow, node: str, generation: Generation) -> str:
         "device": f"nvidia{card.index}",
         "modelName": card.kind.product_names[0],
         **({"GPU_I_PROFILE": card.kind.mig_profile, "GPU_I_ID": str(card.instance)} if card.parent else {}),
-        **({"dra_mig_device_uuid": card.uuid} if card.parent and now.fb_used else {}),
+        **({"dra_mig_device_uuid": card.uuid} if card.parent and now.fb_used and not now.holder else {}),
         "hostname" if new else "Hostname": node,
         "DCGM_FI_SYSTEM_DRIVER_VERSION" if new else "DCGM_FI_DRIVER_VERSION": DRIVER,
+        **dict(zip(("container", "namespace", "pod"), now.holder or (), strict=False)),
     }
     return ",".join(f'{key}="{escape(value)}"' for key, value in pairs.items())
 

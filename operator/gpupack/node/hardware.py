@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from gpupack.kube.labels import DRIVER
 from gpupack.node.device_memory import DeviceMemory
+from gpupack.node.device_plugin import DevicePlugin
 from gpupack.node.engine_start import Refused
 from gpupack.node.exporter import CardNow
 from gpupack.node.program import Device
@@ -66,9 +67,13 @@ class Hardware:
 
 
 class CardReader:
-    """Each GPU of a node over the time since the last call; one reader for each that asks."""
+    """Each GPU of a node over the time since the last call; one reader for each that asks.
 
-    def __init__(self, hardware: Hardware, node: str) -> None:
+    `plugin` knows to whom it gave which.
+    """
+
+    def __init__(self, hardware: Hardware, node: str, plugin: DevicePlugin | None = None) -> None:
+        self._plugin = plugin
         self._slots = tuple(slot for slot in hardware.slots.values() if slot.card.node == node)
         self._before: dict[str, Reading] = {slot.card.uuid: slot.gpu.reading() for slot in self._slots}
 
@@ -80,15 +85,18 @@ class CardReader:
     def _read(self, slot: Slot) -> CardNow:
         before, after = self._before[slot.card.uuid], slot.gpu.reading()
         self._before[slot.card.uuid] = after
+        holder = None if self._plugin is None else self._plugin.holder(slot.card)
         if after.at <= before.at:
             return CardNow(
                 card=slot.card, dram_active=0.0, sm_active=0.0, gpu_held=0.0, fb_used=slot.memory.used,
                 power=slot.gpu.spec.idle_watts, xid=_last(slot.xids),
+                holder=holder,
             )  # fmt: skip
         did = activity(before, after)
         return CardNow(
             card=slot.card, dram_active=min(1.0, did.dram_active), sm_active=min(1.0, did.sm_active),
             gpu_held=min(1.0, did.gpu_held), fb_used=slot.memory.used, power=did.power_watts, xid=_last(slot.xids),
+            holder=holder,
         )  # fmt: skip
 
 

@@ -154,8 +154,8 @@ class PodLife:
                 self._wait_for(f"ResourceClaim {name} is not allocated")
                 await asyncio.sleep(AGAIN_SECONDS)
             devices += found
-        if self._host.plugin is not None and self._pod.gpus:
-            devices += self._host.plugin.take(self._pod.uid, self._pod.gpus)
+        if self._host.plugin is not None:
+            devices += self._host.plugin.take(self._pod)
         environs = {spec.name: await self._environ(spec) for spec in self._pod.containers}
         files = {spec.name: await self._files(spec) for spec in self._pod.containers}
         self._wait_for("")

@@ -7,12 +7,13 @@ containers, volumes other than secrets, security) are not read.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gpupack.kube.labels import PLUGIN_GPU
+from gpupack.kube.labels import EXTENDED_RESOURCES
 from gpupack.kube.quantities import number_of
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
@@ -87,7 +88,7 @@ class ContainerBefore:
 class Pod:
     """A pod bound to this node. `grace_seconds` is None until somebody asks for its end.
 
-    `gpus` is how many it asks a device plugin for.
+    `asked` is what it asks device plugins for, and how many of each.
     """
 
     namespace: str
@@ -103,7 +104,7 @@ class Pod:
     address: str | None
     before: tuple[ContainerBefore, ...]
     ended: bool
-    gpus: int = 0
+    asked: tuple[tuple[str, int], ...] = ()
 
     @property
     def key(self) -> str:
@@ -128,7 +129,7 @@ def pod_of(item: dict[str, Any]) -> Pod:
         address=status.get("podIP"),
         before=tuple(_before(each) for each in status.get("containerStatuses") or ()),
         ended=status.get("phase") in ("Succeeded", "Failed"),
-        gpus=sum(int(each.get("resources", {}).get("limits", {}).get(PLUGIN_GPU, 0)) for each in spec["containers"]),
+        asked=_asked(spec),
     )
 
 
@@ -142,6 +143,14 @@ def _claims(spec: dict[str, Any], status: dict[str, Any]) -> tuple[str, ...]:
     made = {each["name"]: each.get("resourceClaimName") for each in status.get("resourceClaimStatuses") or ()}
     names = (each.get("resourceClaimName") or made.get(each["name"]) for each in spec.get("resourceClaims") or ())
     return tuple(name for name in names if name)
+
+
+def _asked(spec: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    counts: Counter[str] = Counter()
+    for container in spec["containers"]:
+        limits = container.get("resources", {}).get("limits", {})
+        counts.update({name: int(limits[name]) for name in limits if name.startswith(EXTENDED_RESOURCES)})
+    return tuple(sorted(counts.items()))
 
 
 def _secrets(spec: dict[str, Any]) -> dict[str, str]:

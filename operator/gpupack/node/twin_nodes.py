@@ -41,7 +41,7 @@ from gpupack.node.podproxy import PodProxy
 from gpupack.node.process_program import ProcessProgram
 from gpupack.node.program import Launch, Program, Sandbox, Sleeper
 from gpupack.node.steering import Steering, engines_of
-from gpupack.node.virtual_node import Machine, VirtualNode, cut
+from gpupack.node.virtual_node import Machine, MigStrategy, VirtualNode, cut
 from gpupack.twin.world import World
 from gpupack.units import GIB, Bytes
 
@@ -52,10 +52,20 @@ EXPORTER_IMAGE = "nvcr.io/nvidia/k8s/dcgm-exporter:4.8.3-4.6.0-distroless"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutNode:
+    """A node whose GPUs are all cut into these slices, which a device plugin offers."""
+
+    name: str
+    strategy: MigStrategy
+    profiles: tuple[MigProfile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the nodes are like. Times in seconds; `models` are known beside the catalog's, by name.
 
-    `plugin_nodes` are further ones whose GPUs a device plugin offers, without a DRA driver.
+    `plugin_nodes` are further ones whose GPUs a device plugin offers, without a DRA driver; `cut_nodes` are such whose
+    GPUs are cut. The GPUs of `mig_nodes` are cut, and a DRA driver offers their slices.
     """
 
     kubeconfig: Path | None
@@ -66,6 +76,7 @@ class Options:
     start_seconds: float = 30.0
     backoff_seconds: float = FIRST_BACKOFF_SECONDS
     plugin_nodes: tuple[str, ...] = ()
+    cut_nodes: tuple[CutNode, ...] = ()
     mig_nodes: tuple[str, ...] = ()
     mig_profiles: tuple[MigProfile, ...] = ()
     exporter: bool = True
@@ -121,8 +132,11 @@ class TwinNodes:
         endpoints = Endpoints(api)
         chance = Random(options.seed)
         world = World()
-        names = (*options.node_names, *options.plugin_nodes, *options.mig_nodes)
+        strategies = dict.fromkeys(options.plugin_nodes, MigStrategy.NONE)
+        strategies |= {each.name: each.strategy for each in options.cut_nodes}
+        names = (*options.node_names, *strategies, *options.mig_nodes)
         layouts = dict.fromkeys(options.mig_nodes, options.mig_profiles)
+        layouts |= {each.name: each.profiles for each in options.cut_nodes}
         gpus = {name: cut(name, options.gpu, options.gpus_a_node, layouts.get(name, ())) for name in names}
         hardware = Hardware(world, [card for of_node in gpus.values() for card in of_node])
         dealer = Dealer(lambda target: reach(target), chance)
@@ -142,12 +156,12 @@ class TwinNodes:
         background.start(site.pace.run())
         background.start(endpoints.run())
         for name in names:
-            plugin = name in options.plugin_nodes
-            node = VirtualNode(api, name, addresses.node, options.machine, gpus[name], plugin=plugin)
+            strategy = strategies.get(name)
+            node = VirtualNode(api, name, addresses.node, options.machine, gpus[name], plugin=strategy)
+            plugin = None if strategy is None else DevicePlugin(gpus[name], strategy)
             host = Host(
-                api=api, address=addresses.node, addresses=addresses, launch=self._launcher(site, name, scratch),
-                first_backoff_seconds=options.backoff_seconds,
-                plugin=DevicePlugin(gpus[name]) if plugin else None,
+                api=api, address=addresses.node, addresses=addresses, first_backoff_seconds=options.backoff_seconds,
+                launch=self._launcher(site, name, scratch, plugin), plugin=plugin,
             )  # fmt: skip
             self._open.push_async_callback(_leave, node)
             await node.join()
@@ -156,8 +170,8 @@ class TwinNodes:
             if options.exporter:
                 await node.start_exporter(EXPORTER_IMAGE)
 
-    def _launcher(self, site: Site, node: str, scratch: Path) -> Launch:
-        reader = CardReader(site.hardware, node)
+    def _launcher(self, site: Site, node: str, scratch: Path, plugin: DevicePlugin | None) -> Launch:
+        reader = CardReader(site.hardware, node, plugin)
         options = self._options
 
         def launch(sandbox: Sandbox) -> Program:

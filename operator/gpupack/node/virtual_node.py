@@ -12,12 +12,21 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from gpupack.errors import Invalid, Unavailable
 from gpupack.facts.gpu import GpuKind, MigProfile
 from gpupack.kube.api import Api, NotFound
-from gpupack.kube.labels import DEVICE_CLASS, DRIVER, MIG_DEVICE_CLASS, PLUGIN_GPU, PRODUCT, PRODUCT_MEMORY_MIB
+from gpupack.kube.labels import (
+    DEVICE_CLASS,
+    DRIVER,
+    MIG_DEVICE_CLASS,
+    PLUGIN_GPU,
+    PLUGIN_SHARING,
+    PLUGIN_SLICE,
+    SLICE_OF,
+)
 from gpupack.kube.times import rfc3339, rfc3339_micro
 from gpupack.units import MIB, Bytes, Seconds, gibibytes
 
@@ -73,6 +82,14 @@ class Card:
         return f"0000:{0x18 + self.index:02x}:00.0"
 
 
+class MigStrategy(StrEnum):
+    """What a device plugin makes of MIG slices: nothing, each a GPU, or a resource by profile."""
+
+    NONE = "none"
+    SINGLE = "single"
+    MIXED = "mixed"
+
+
 def cards(node: str, kind: GpuKind, count: int) -> tuple[Card, ...]:
     """The same node name has the same GPUs again."""
     return tuple(
@@ -108,13 +125,43 @@ def cut(node: str, kind: GpuKind, count: int, profiles: Sequence[MigProfile]) ->
     return tuple(found)
 
 
+def offered(gpus: Sequence[Card], strategy: MigStrategy) -> dict[str, tuple[Card, ...]]:
+    """What a device plugin counts, by resource: whole GPUs, and of those that are cut their slices."""
+    parents = {card.parent for card in gpus}
+    found: dict[str, tuple[Card, ...]] = {}
+    for card in gpus:
+        if card.uuid not in parents:
+            resource = PLUGIN_GPU
+            if card.parent and strategy is MigStrategy.MIXED:
+                resource = PLUGIN_SLICE + card.kind.mig_profile.replace("+", ".")
+            found[resource] = (*found.get(resource, ()), card)
+    return found
+
+
+def feature_labels(gpus: Sequence[Card], strategy: MigStrategy) -> dict[str, str]:
+    """What GPU feature discovery writes (internal/lm/resource.go): of whole GPUs, then of what the plugin offers."""
+    whole = [card for card in gpus if not card.parent]
+    found = {"nvidia.com/mig.strategy": strategy.value}
+    for resource, there in ((PLUGIN_GPU, whole), *offered(gpus, strategy).items()):
+        for kind in (each.kind for each in there[:1]):
+            product = kind.product_names[0].replace(" ", "-")
+            found |= {
+                f"{resource}.product": f"{product}{SLICE_OF}{kind.mig_profile}" if kind.is_slice else product,
+                f"{resource}.count": str(len(there)),
+                f"{resource}.memory": str(kind.memory_bytes // MIB),
+                **({f"{resource}.multiprocessors": str(kind.sm_count)} if kind.is_slice else {}),
+            }
+    return found | {PLUGIN_SHARING: "none"}
+
+
 class VirtualNode:
     """`join` makes the node Ready with its GPUs; `run` keeps its Lease; `leave` takes away what `join` made."""
 
     def __init__(
-        self, api: Api, name: str, address: str, machine: Machine, gpus: Sequence[Card], *, plugin: bool = False
-    ) -> None:
-        """`plugin`: GPUs are an extended resource with the labels of GPU feature discovery, and no ResourceSlices."""
+        self, api: Api, name: str, address: str, machine: Machine, gpus: Sequence[Card], *,
+        plugin: MigStrategy | None = None,
+    ) -> None:  # fmt: skip
+        """`plugin`: GPUs are extended resources with the labels of GPU feature discovery, and no ResourceSlices."""
         self.name = name
         self.gpus = tuple(gpus)
         self._api = api
@@ -127,7 +174,7 @@ class VirtualNode:
         await self._api.apply(f"/api/v1/nodes/{self.name}", self._node())
         await self._api.apply(f"/api/v1/nodes/{self.name}/status", {**self._node(), "status": self._status()})
         await self._renew()
-        if self._plugin:
+        if self._plugin is not None:
             return
         classes = "/apis/resource.k8s.io/v1/deviceclasses"
         for name, sort in ((DEVICE_CLASS, "gpu"), (MIG_DEVICE_CLASS, "mig")):
@@ -163,7 +210,7 @@ class VirtualNode:
     async def leave(self) -> None:
         """Deletes exporter, slices and node. What is gone already is success; raises Unavailable otherwise."""
         await self._delete(self._exporter_path, grace_seconds=0)
-        for piece in () if self._plugin else resource_slices(self.name, self.gpus):
+        for piece in () if self._plugin is not None else resource_slices(self.name, self.gpus):
             await self._delete(f"/apis/resource.k8s.io/v1/resourceslices/{piece['metadata']['name']}")
         await self._delete(f"/api/v1/nodes/{self.name}")
 
@@ -199,16 +246,14 @@ class VirtualNode:
             "nvidia.com/gpu.present": "true",
             "gpupack.dev/virtual-node": self._sort(),
         }
-        if self._plugin and self.gpus:
-            kind = self.gpus[0].kind
-            labels[PRODUCT] = kind.product_names[0].replace(" ", "-")
-            labels[PRODUCT_MEMORY_MIB] = str(kind.memory_bytes // MIB)
+        if self._plugin is not None and self.gpus:
+            labels |= feature_labels(self.gpus, self._plugin)
         return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
 
     def _sort(self) -> str:
         """How its GPUs are offered."""
-        if self._plugin:
-            return "device-plugin"
+        if self._plugin is not None:
+            return "device-plugin" if self._plugin is MigStrategy.NONE else f"mig-{self._plugin}"
         return "mig" if any(each.kind.is_slice for each in self.gpus) else "dra"
 
     def _status(self) -> dict[str, Any]:
@@ -221,7 +266,7 @@ class VirtualNode:
             "memory": f"{gibibytes(self._machine.memory):.0f}Gi",
             "pods": str(MAX_PODS),
             "ephemeral-storage": "1000Gi",
-            **({PLUGIN_GPU: str(len(self.gpus))} if self._plugin else {}),
+            **self._offered(),
         }
         info = dict.fromkeys(("machineID", "systemUUID", "bootID"), self.name)
         return {
@@ -238,6 +283,11 @@ class VirtualNode:
                 "operatingSystem": "linux", "architecture": "amd64",
             },
         }  # fmt: skip
+
+    def _offered(self) -> dict[str, str]:
+        if self._plugin is None:
+            return {}
+        return {resource: str(len(there)) for resource, there in offered(self.gpus, self._plugin).items()}
 
     def _exporter(self, image: str) -> dict[str, Any]:
         name = f"nvidia-dcgm-exporter-{self.name}"
