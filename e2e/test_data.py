@@ -29,6 +29,7 @@ def test_while_engines_do_not_tell_their_load_no_replica_comes_or_goes(journey: 
     break_engines(journey, fault)
     message = journey.until_said("chat", "DataMissing")
     assert "Nothing is added or removed meanwhile" in message
+    assert ("a NetworkPolicy lets the operator in: port 8000 of its pods" in message) == (fault == "unreachable")
     assert journey.condition("chat", "Packed")[:2] == ("Unknown", "DataMissing")
     journey.load("chat", rate=MORE)
     journey.holds_for(9, "nothing is added or removed", lambda: journey.names("chat") == names)

@@ -89,6 +89,7 @@ def test_where_mps_does_not_start_in_the_pod_one_engine_runs_and_the_serving_say
     journey.apply(manual("chat", 2, batching=SMALL))
     journey.until("it is said", lambda: [each for each in refusals() if "MPS does not start in the pod" in each])
     assert "nvidia-cuda-mps-control cannot be started" in refusals()[-1]
+    assert "or set spec.sharing: [Exclusive] in the GpuPool" in refusals()[-1]
     journey.until("one engine serves", lambda: journey.status("chat").get("readyReplicas") == 1)
     journey.holds_for(5, "and no other is planned", lambda: len(journey.status("chat").get("placements", ())) == 1)
 
@@ -145,6 +146,7 @@ def test_an_image_that_refuses_its_arguments_is_started_once_and_again_when_that
     journey.apply(manual("chat", 1, engine=OLD))
     message = journey.until_said("chat", "EngineRefused")
     assert "unrecognized arguments: --custom-histogram-buckets" in message
+    assert "unless spec.engine changes: set version to the vLLM of the image" in message
     journey.until("its pod is gone", lambda: not journey.stage.pods("chat"))
     assert journey.condition("chat", "Ready")[:2] == ("False", "EngineRefused")
     journey.holds_for(5, "nothing is started", lambda: not journey.stage.pods("chat"))

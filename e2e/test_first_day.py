@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .journey import POOLS, Journey, manual
 
-MISSED = 'CreateContainerConfigError: secret "hugging-face" not found.'
+MISSED = (
+    'CreateContainerConfigError: secret "hugging-face" not found. Create it in the namespace of the ModelServing, with'
+    " the key that spec.model.tokenSecretRef or spec.engine.apiKeySecretRef names"
+)
 TOKEN = {"name": "llama-3.2-1b", "tokenSecretRef": {"name": "hugging-face"}}
 
 

@@ -58,7 +58,7 @@ def test_a_model_that_fits_nowhere_says_by_how_much_and_disturbs_nobody(journey:
     chat = journey.names("chat")
     journey.apply(serving("giant", model={"name": "example/giant-70b", "config": HUGE}))
     message = journey.until_said("giant", "Memory")
-    assert "GiB too much" in message
+    assert "GiB too much. Not even one fits: take a smaller model, a shorter spec.model.maxModelLen" in message
     assert journey.condition("giant", "Packed") == ("False", "Memory", message)
     assert journey.condition("giant", "Ready")[0] == "False"
     journey.holds_for(
