@@ -160,6 +160,10 @@ def test_a_prompt_heavy_model_is_not_packed_and_the_answer_says_how_little_two_w
     assert {each.replicas for each in advice.rejected} >= {2}
 
 
+LONG = Lengths(input_mean=6000.0, output_mean=1000.0)
+"""Prompts of three short steps; the first token comes after 71 ms at the best, with long ones after 52."""
+
+
 def prompts(ratio: float) -> Lengths:
     """So many times as long as their answers."""
     return Lengths(input_mean=100.0 * ratio, output_mean=100.0)
@@ -179,6 +183,12 @@ def prompts(ratio: float) -> Lengths:
             of("llama-3.2-1b", "H100-80GB", prompts(30.0), promise(0.030)), 2048, id="one for two that do a lot more"
         ),
         pytest.param(of("llama-3.1-8b", "L4", prompts(20.0), promise(0.030)), 2048, id="no promise is kept either way"),
+        pytest.param(of("qwen2.5-0.5b", "H100-80GB", LONG, promise(0.050, 0.060)), 8192, id="first tokens are in time"),
+        pytest.param(of("qwen2.5-0.5b", "H100-80GB", LONG, promise(0.050, 0.030)), 8192, id="they are less late"),
+        pytest.param(
+            replace(of("qwen2.5-0.5b", "H100-80GB", LONG, promise(0.015, 0.030)),
+                    batching=Batching(fixed=128, min_efficiency=Ratio(0.1))), 2048,
+            id="they are less late, but gaps become too long"),
         pytest.param(
             of("llama-3.1-8b", "L4", Lengths(input_mean=4000.0, output_mean=20.0), promise(0.100)), 8192,
             id="they alone keep the promise",
@@ -186,6 +196,9 @@ def prompts(ratio: float) -> Lengths:
         pytest.param(
             replace(of("llama-3.1-8b", "L4", prompts(20.0), promise(0.100)),
                     batching=Batching(fixed=9, min_efficiency=Ratio(0.1))), 2048, id="they do not fit"),
+        pytest.param(
+            replace(of("qwen2.5-0.5b", "L4", prompts(30.0), promise(0.100)),
+                    batching=Batching(fixed=64, min_efficiency=Ratio(0.1))), 2048, id="they alone break the promise"),
         pytest.param(of("llama-2-13b", "L4", prompts(30.0)), 2048, id="nothing fits"),
         pytest.param(
             replace(of("qwen2.5-0.5b", "L4", prompts(30.0), promise(0.300)), chunked_prefill=False), 2048,

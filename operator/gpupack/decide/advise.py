@@ -55,20 +55,28 @@ def advise(question: Question) -> Advice:
     """The shape and the number of engines of one GPU; a pure function of the question, so answers are kept.
 
     Where prompts are most of the work, a larger token budget is tried beside the question's: a lone engine with long
-    steps can do what several with short ones do.
+    steps can do what several with short ones do. So it is where the promise is out of reach, for a first token may be
+    too late only because its prompt takes several steps.
     """
     answer = _answer(question)
     lengths = question.lengths
     own = memory.default_shape(question.llm, question.dtype, question.gpu).max_num_batched_tokens
     larger = max(own, _LONG_STEP)
-    if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean or larger <= question.max_num_batched_tokens:
+    if larger <= question.max_num_batched_tokens or not question.chunked_prefill:
         return answer
-    if not question.chunked_prefill:
+    if lengths.input_mean < _MOSTLY_PROMPTS * lengths.output_mean and answer.unreachable is None:
         return answer
     # With its own steps it would assume a promise that they keep.
     other = _answer(replace(question, max_num_batched_tokens=larger, slo=answer.slo))
-    better = other.fits and _worth(other, question) > _CLEARLY * _worth(answer, question)
-    return other if better else answer
+    return other if other.fits and _is_better(other, answer, question) else answer
+
+
+def _is_better(other: Advice, answer: Advice, question: Question) -> bool:
+    """Whether it clearly does more, or breaks the same promise by clearly less where neither keeps it."""
+    if other.unreachable is not None and answer.unreachable is not None:
+        nearer = _CLEARLY * other.unreachable.value < answer.unreachable.value
+        return nearer and other.stop.detail == answer.stop.detail
+    return _worth(other, question) > _CLEARLY * _worth(answer, question)
 
 
 def _worth(advice: Advice, question: Question) -> float:

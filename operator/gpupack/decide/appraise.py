@@ -70,16 +70,21 @@ def _found(engine: RunningEngine, serving: Serving, facts: Facts) -> EngineFound
     if seen is None or kind is None or found.problem is not None:
         return found
     shape, window = _shape_now(engine, serving, kind, seen), _longest(seen)
-    return replace(
+    found = replace(
         found,
         version=seen.version,
         max_num_seqs=shape.max_num_seqs,
         gpu_memory_utilization=flags.gpu_memory_utilization or DEFAULT_UTILIZATION,
         kv_cache_memory_bytes=shape.kv_cache_memory_bytes,
-        running=None if window is None else _number(window.running_mean),
-        requests_per_second=None if window is None else _rate(window.arrivals),
-        itl_mean=None if window is None else _seconds(window.itl_mean),
-        itl_p95=None if window is None else _seconds(window.itl_p95),
+    )
+    if window is None:
+        return found
+    return replace(
+        found,
+        running=_number(window.running_mean),
+        requests_per_second=_rate(window.arrivals),
+        itl_mean=_seconds(window.itl_mean),
+        itl_p95=_seconds(window.itl_p95),
     )
 
 
@@ -96,11 +101,10 @@ def _problem(engine: RunningEngine, serving: Serving, seen: EngineFacts | None) 
         return explain.not_asked_yet()
     if isinstance(seen.running, Missing):
         return explain.unread(seen.running, engine.address or "")
-    names = {name.lower() for name in (serving.llm.name, *serving.llm.aliases)}
+    names = {name.rpartition("/")[2].lower() for name in (serving.llm.name, *serving.llm.aliases)}
     for root in seen.served:
-        tail = root.rsplit("/", 1)[-1].lower()
         is_id = "/" in root and not root.startswith(_LOCAL)
-        if is_id and root.lower() not in names and tail not in {name.rsplit("/", 1)[-1] for name in names}:
+        if is_id and root.rpartition("/")[2].lower() not in names:
             return explain.another_model(root, serving.llm.name)
     return None
 
@@ -192,8 +196,8 @@ def _better(
     gain = _gain(advice, before)
     lone = advice if advice.replicas_per_gpu == 1 else advise(replace(question, max_replicas=1))
     gain_alone = _gain(lone, before)
-    rates = [found.requests_per_second for _, found in group]
-    total = None if any(rate is None for rate in rates) else sum(rate for rate in rates if rate is not None)
+    rates = [found.requests_per_second for _, found in group if found.requests_per_second is not None]
+    total = None if len(rates) < len(group) else sum(rates)
     needed = _gpus_needed(total, advice, facts.policy)
     return Better(
         gpu_kind=kind.name,
@@ -256,7 +260,7 @@ def _at_promise(question: Question, slo: Slo, shape: Shape) -> GpuPrediction | N
     )
     reserve = question.policy.gpu_reserve
     full = sharing.predict(question.gpu, (group,), Sharing.EXCLUSIVE, reserve)
-    if slo.ttft is None and sharing.keeps(full.groups[0], slo):
+    if sharing.keeps(full.groups[0], slo):
         return full
     rate = sharing.max_rate_within(question.gpu, (group,), 0, (slo,), Sharing.EXCLUSIVE)
     if rate <= 0.0:
@@ -273,7 +277,7 @@ def _gain(advice: Advice, before: GpuPrediction | None) -> Ratio | None:
 
 def _gpus_needed(rate: float | None, advice: Advice, policy: Policy) -> int | None:
     """GPUs of the advised engines that carry these arrivals at the target utilisation; at least one."""
-    if rate is None or not advice.fits or advice.unreachable is not None or advice.replica_rate <= 0.0:
+    if rate is None or not advice.fits or advice.unreachable is not None:
         return None
     carried = advice.replica_rate * advice.replicas_per_gpu * policy.target_utilization
     return max(1, math.ceil(rate / carried))
