@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,12 +13,15 @@ import pytest
 import yaml
 
 from gpupack import catalog
-from gpupack.demo.stage import Stage, shipped
+from gpupack.demo.stage import Stage
+from gpupack.errors import Unavailable
+from gpupack.node import binaries
 
-from .history import is_ready
 from .journey import CHAT, MODEL, PATIENCE_SECONDS, PROCESS_IMAGE, Journey
 
+CHART = Path(__file__).parents[1] / "charts" / "gpupack"
 SYSTEM = "gpupack-system"
+ACTIVATORS = 2
 ACTIVATOR_ACCOUNT = f"system:serviceaccount:{SYSTEM}:gpupack-activator"
 SYSTEM_PODS = f"/api/v1/namespaces/{SYSTEM}/pods"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -27,21 +32,27 @@ SLEEPS = {"mode": "Auto", "minReplicas": 0, "idleSeconds": IDLE_SECONDS}
 
 
 @pytest.fixture
-def activator(stage: Stage) -> Iterator[str]:
-    """A pod as the shipped Deployment makes it, with its account: a real process that reaches pods by the proxy."""
-    folder = shipped("deploy") / "activator"
-    stage.cluster.kubectl("apply", "--server-side", "-n", SYSTEM, "-f", folder / "rbac.yaml")
-    (deployment,) = yaml.safe_load_all((folder / "deployment.yaml").read_text())
-    template = deployment["spec"]["template"]
-    container = template["spec"]["containers"][0]
+def deployment(stage: Stage) -> Iterator[str]:
+    """The chart's Deployment with its account: real processes, which reach pods by the proxy."""
+    try:
+        helm = binaries.obtain(binaries.helm())["helm"]
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    words = [helm, "template", "gpupack", CHART, "-n", SYSTEM, "-s", "templates/activator.yaml",
+             "--set", f"activator.enabled=true,activator.replicas={ACTIVATORS}"]  # fmt: skip
+    rendered = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    objects = [each for each in yaml.safe_load_all(rendered) if each]
+    (deployed,) = [each for each in objects if each["kind"] == "Deployment"]
+    (container,) = deployed["spec"]["template"]["spec"]["containers"]
+    stage.cluster.apply(*(each for each in objects if each is not deployed))
     container["image"] = PROCESS_IMAGE
     container["args"] = [*container["args"], f"--pod-proxy={stage.pod_proxy}"]
     container["env"] = [{"name": "KUBECONFIG", "value": str(stage.cluster.kubeconfig_for(ACTIVATOR_ACCOUNT))}]
-    name = "gpupack-activator"
-    metadata = {**template["metadata"], "name": name, "namespace": SYSTEM}
-    stage.cluster.apply({**template, "apiVersion": "v1", "kind": "Pod", "metadata": metadata})
-    yield f"{SYSTEM_PODS}/{name}"
-    stage.delete(f"{SYSTEM_PODS}/{name}", gracePeriodSeconds="0")
+    stage.cluster.apply(deployed)
+    path = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/{deployed['metadata']['name']}"
+    yield path
+    stage.delete(path, propagationPolicy="Background")
+    stage.delete(SYSTEM_PODS, labelSelector=OF_ACTIVATOR, gracePeriodSeconds="0")
 
 
 def endpoints(journey: Journey, name: str) -> set[str]:
@@ -61,10 +72,16 @@ def activators(journey: Journey) -> set[str]:
     return {each["status"]["podIP"] for each in pods if each["status"].get("podIP")}
 
 
-def leads_to_the_activator(journey: Journey, name: str) -> bool:
-    """Only there."""
+def pod_at(journey: Journey, endpoint: str) -> str:
+    pods = journey.stage.get(SYSTEM_PODS, labelSelector=OF_ACTIVATOR)["items"]
+    (name,) = [each["metadata"]["name"] for each in pods if each["status"].get("podIP") == endpoint.partition(":")[0]]
+    return f"{SYSTEM_PODS}/{name}"
+
+
+def leads_to_the_activators(journey: Journey, name: str) -> bool:
+    """To all of them, and nowhere else."""
     found = {each.partition(":")[0] for each in endpoints(journey, name)}
-    return bool(found) and found == activators(journey)
+    return len(found) == ACTIVATORS and found == activators(journey)
 
 
 def ask(journey: Journey, address: str, **more: Any) -> httpx.Response:
@@ -86,15 +103,16 @@ def told(journey: Journey, reason: str) -> list[str]:
     return [each["note"] for each in events if each["reason"] == reason and each["regarding"]["name"] == "chat"]
 
 
-def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey: Journey, activator: str) -> None:
+def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey: Journey, deployment: str) -> None:
     stage = journey.stage
-    journey.until("the activator is ready", lambda: is_ready(stage.get(activator)))
+    journey.until("the activators are ready", lambda: (
+        stage.get(deployment).get("status", {}).get("readyReplicas") == ACTIVATORS))  # fmt: skip
     journey.apply({**CHAT, "spec": {**CHAT["spec"], "scaling": SLEEPS}})
-    journey.until("its Service leads to the activator alone", lambda: leads_to_the_activator(journey, "chat"))
+    journey.until("its Service leads to the activators alone", lambda: leads_to_the_activators(journey, "chat"))
     assert journey.condition("chat", "Ready")[:2] == ("True", "Asleep")
     assert journey.names("chat") == set()
 
-    (door,) = endpoints(journey, "chat")
+    door, other = sorted(endpoints(journey, "chat"))
     with httpx.Client(proxy=stage.pod_proxy, trust_env=False) as client:
         looked = client.get(f"http://{door}/health")
     assert looked.status_code == 503, "what generates nothing does not wake"
@@ -102,7 +120,7 @@ def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey
 
     with ThreadPoolExecutor() as clients:
         waiting: list[Future[httpx.Response]] = [
-            clients.submit(ask, journey, door), clients.submit(ask, journey, door, stream=True)
+            clients.submit(ask, journey, door), clients.submit(ask, journey, other, stream=True)
         ]  # fmt: skip
         journey.until_ready("chat")
         plain, streamed = (each.result() for each in waiting)
@@ -123,7 +141,7 @@ def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey
     assert ask(journey, engine).status_code == 200
 
     journey.until("it sleeps again", lambda: not journey.names("chat"))
-    assert leads_to_the_activator(journey, "chat")
+    assert leads_to_the_activators(journey, "chat")
     assert journey.aborted() == 0
     assert journey.decision("chat")["reason"] == "Asleep"
 
@@ -131,8 +149,17 @@ def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey
     stage.start_operator()
     journey.until("the new operator looks at the pool", lambda: has_looked(journey))
     journey.holds_for(3, "a new operator wakes nobody", lambda: not journey.names("chat"))
-    assert ask(journey, next(iter(endpoints(journey, "chat")))).status_code == 200
+
+    gone, left = sorted(endpoints(journey, "chat"))
+    stage.stop_operator()
+    with ThreadPoolExecutor() as clients:
+        held = clients.submit(ask, journey, left)
+        stage.delete(pod_at(journey, gone), gracePeriodSeconds="0")
+        stage.start_operator()
+        assert held.result().status_code == 200, "neither the operator's death nor the other activator's loses it"
     journey.until("the last wake is another one", lambda: journey.status("chat")["wake"]["askedAt"] != wake["askedAt"])
+    journey.until("it sleeps behind the new activator and the old one", lambda: (
+        not journey.names("chat") and leads_to_the_activators(journey, "chat")))  # fmt: skip
     slept = [each for each in stage.cluster.audit_events() if each.user == ACTIVATOR_ACCOUNT and each.resource]
     assert {(each.verb, each.resource) for each in slept} == {("list", "endpointslices"), ("watch", "endpointslices")}
     assert not [each for each in slept if each.code == 403]

@@ -140,16 +140,16 @@ class Stage:
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
         """An object or a list of the API server, read as the admin; cheaper than a kubectl process."""
-        return self._answered(self._api.get(path, params=query))
+        return self._request("GET", path, params=query)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """A merge patch; a field that is None is taken away."""
         headers = {"Content-Type": "application/merge-patch+json"}
-        return self._answered(self._api.patch(path, content=json.dumps(body), headers=headers))
+        return self._request("PATCH", path, content=json.dumps(body), headers=headers)
 
     def delete(self, path: str, **query: str) -> None:
         """An object, or all of a list."""
-        self._answered(self._api.delete(path, params=query))
+        self._request("DELETE", path, params=query)
 
     def serving(self, name: str, namespace: str = "default") -> dict[str, Any]:
         return self.get(f"{labels.API_PATH}/namespaces/{namespace}/modelservings/{name}")
@@ -171,8 +171,12 @@ class Stage:
     def _ended(self, program: str) -> bool:
         return self._keeper.exit_code(program) is not None
 
-    @staticmethod
-    def _answered(answer: httpx.Response) -> dict[str, Any]:
+    def _request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """Asked again while the API server says when: of a kind that is new it does so for some seconds."""
+        answer = self._api.request(method, path, **more)
+        while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            time.sleep(float(answer.headers.get("Retry-After", "1")))
+            answer = self._api.request(method, path, **more)
         if answer.is_error:
             raise Unavailable(f"{answer.request.method} {answer.request.url}: {answer.text}")
         return dict(answer.json())
