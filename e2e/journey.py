@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 40.0
 NODE_ARGUMENTS = (
     "--node-name", "virtual", "--nodes", "2", "--plugin-nodes", "1", "--gpus", "2", "--gpu-kind", "H100-80GB",
     "--mig-nodes", "1", "--mig-profiles", "3g.40gb,2g.20gb,1g.10gb",
-    "--plugin-mig", "mixed=3g.40gb,2g.20gb", "--plugin-mig", "single=3g.40gb,3g.40gb",
+    "--plugin-mig", "mixed=3g.40gb,2g.20gb", "--plugin-mig", "single=3g.40gb",
     "--start-seconds", str(START_SECONDS), "--exporter-period-seconds", "1",
 )  # fmt: skip
 PROCESS_IMAGE = "gpupack:here"

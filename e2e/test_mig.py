@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .journey import CLAIMS, MIXED_NODE, PODS, Journey, manual, serving
+import pytest
+
+from gpupack.demo.stage import condition
+
+from .journey import CLAIMS, MIXED_NODE, PODS, SINGLE_NODE, Journey, manual, serving
 
 MIG_NODE = "virtual-mig-1"
 FIXED = {"mode": "Fixed", "maxNumSeqs": 8}
@@ -68,14 +72,18 @@ def test_engines_take_slices_and_the_scheduler_keeps_the_whole_gpu_from_others(j
     journey.stage.delete(CLAIMS, fieldSelector="metadata.name=somebody")
 
 
-def test_an_xid_of_a_gpu_moves_the_engines_on_its_slices_to_another_gpus(journey: Journey) -> None:
-    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": MIG_NODE})
+@pytest.mark.parametrize("node", [MIG_NODE, SINGLE_NODE])
+def test_an_xid_of_a_gpu_moves_the_engines_on_its_slices_to_another_gpus(journey: Journey, node: str) -> None:
+    """A slice of a device plugin, here with its strategy single, tells no GPU; dcgm-exporter does, by the pod on it."""
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": node})
     journey.apply(manual("chat", 1, sharing="MIG", batching=FIXED))
-    journey.until_ready("chat")
-    card = _card(journey)
-    journey.stage.steer("/xid", gpu=next(each["uuid"] for each in cards(journey) if each["device"] == card), code=79)
-    journey.until("its engine is on another GPU", lambda: journey.gpus_of("chat") and _card(journey) != card)
-    journey.until_ready("chat")
+    journey.until("one engine is ready", lambda: journey.status("chat").get("readyReplicas") == 1)
+    assert _ready_on_slices(journey, node) == 1
+    [card] = _cards_in_use(journey, node)
+    journey.stage.steer("/xid", gpu=next(e["uuid"] for e in cards(journey, node) if e["device"] == card), code=79)
+    journey.until("its engine is on another GPU", lambda: _cards_in_use(journey, node) - {card})
+    journey.until("and alone", lambda: len(journey.engines()) == journey.status("chat").get("readyReplicas") == 1)
+    assert _cards_in_use(journey, node) != {card}
 
 
 def test_slices_of_a_plugin_are_taken_one_engine_each_as_load_asks_until_none_is_left(journey: Journey) -> None:
@@ -89,6 +97,7 @@ def test_slices_of_a_plugin_are_taken_one_engine_each_as_load_asks_until_none_is
     journey.until("every slice has an engine", lambda: _ready_on_slices(journey, MIXED_NODE) == 4)
     message = journey.until_said("chat", "HeldByOthers")
     assert "default/chat runs alone" in message
+    journey.until("each is measured", lambda: condition(journey.stage.pool(), "GpusMeasured").get("status") == "True")
     hosts = journey.stage.get(PODS, labelSelector="gpupack.dev/household")["items"]
     limits = [each["spec"]["containers"][0]["resources"]["limits"] for each in hosts]
     asked = Counter(name for each in limits for name in each if name.startswith("nvidia.com/"))
@@ -96,10 +105,9 @@ def test_slices_of_a_plugin_are_taken_one_engine_each_as_load_asks_until_none_is
     assert journey.restarts() == 0
 
 
-def _card(journey: Journey) -> str:
-    """Of the slice with the first replica: the device that it is cut from, as its name tells."""
-    uuid = journey.gpus_of("chat")[0]
-    return str(next(each["device"] for each in slices(journey) if each["uuid"] == uuid)).partition("-mig-")[0]
+def _cards_in_use(journey: Journey, node: str) -> set[str]:
+    """The devices from which the slices with engines are cut, as their names tell."""
+    return {each["device"].partition("-mig-")[0] for each in cards(journey, node) if each["engines"]}
 
 
 def _ready_on_slices(journey: Journey, node: str) -> int:

@@ -46,7 +46,7 @@ from gpupack.kube.source_resource import PrometheusServer
 from gpupack.metrics.promql import Credentials, PrometheusTarget
 from gpupack.metrics.scrape import EARLY, EngineTarget, ExporterTarget, Scraper, engine_targets, observed_targets
 from gpupack.metrics.series import Exporter, Quantity
-from gpupack.metrics.windows import GpuReadings, Timing, worst_of
+from gpupack.metrics.windows import GpuReadings, Timing, best_of, worst_of
 from gpupack.plan import Outcome
 from gpupack.profiling.measuring import Measurer
 from gpupack.program import add_kubeconfig, configure_logging, count
@@ -261,10 +261,9 @@ class PoolTask:
                 uuid, gpu.node, exporter_period=policy.dcgm_period, stale_periods=policy.stale_periods
             )
 
-        found = of(scene.device_of(gpu))
-        if not gpu.parent_uuid:
-            return found
-        return replace(found, xid=worst_of([of(gpu.parent_uuid).xid, found.xid]))
+        found = best_of([of(name) for name in scene.names_of(gpu)])
+        card = gpu.parent_uuid or found.card
+        return replace(found, xid=worst_of([of(card).xid, found.xid])) if card else found
 
     def _decide(self, observation: Observation) -> tuple[Observation, Outcome]:
         """The outcome, and on what it was decided."""

@@ -47,6 +47,16 @@ gpupack_agent_mig_memory_used_bytes{uuid="MIG-1",parent_uuid="GPU-1"} 5e9
 """
     (slice_,) = parse_gpus(agents, Exporter.AGENT)
     assert (slice_.uuid, slice_.dram_active, slice_.fb_used) == ("MIG-1", 0.7, 5e9)
+    assert {each.card for each in (found[1], slice_)} == {"GPU-1"}
+
+
+@pytest.mark.parametrize(
+    "pod", ['namespace="ns",pod="p"', 'namespace="monitoring",pod="dcgm",exported_namespace="ns",exported_pod="p"']
+)
+def test_a_row_of_a_mig_instance_is_the_slice_of_the_pod_that_a_device_plugin_gave_it(pod: str) -> None:
+    row = f'DCGM_FI_PROF_DRAM_ACTIVE{{UUID="GPU-1",GPU_I_ID="3",container="engine",{pod}}} 0.8\n'
+    (found,) = parse_gpus(row.encode())
+    assert (found.uuid, found.dram_active, found.card) == ("ns/p", 0.8, "GPU-1")
 
 
 def test_a_gpu_shared_by_pods_counts_once_and_nameless_instances_not_at_all(dcgm_before: bytes) -> None:

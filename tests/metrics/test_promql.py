@@ -141,6 +141,12 @@ async def test_a_row_of_a_slice_is_the_slices(serve: Serve) -> None:
     assert {uuid: value(each.dram_active)[0] for uuid, each in found.items()} == {"MIG-1": 0.7}
 
 
+async def test_a_row_of_a_slice_of_a_device_plugin_is_its_pods_and_tells_the_card(serve: Serve) -> None:
+    who = {"exported_namespace": "ns", "exported_pod": "p", "namespace": "monitoring", "pod": "dcgm"}
+    there = await serve(row("DCGM_FI_PROF_DRAM_ACTIVE", 0.7, GPU_I_ID="1", **who))
+    assert {name: each.card for name, each in (await there.readings()).items()} == {"ns/p": ONE}
+
+
 async def test_dcgm_is_preferred_to_the_agent_and_the_agent_is_better_than_nothing(serve: Serve) -> None:
     agents = {
         uuid: {

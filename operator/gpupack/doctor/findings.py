@@ -367,10 +367,11 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
     if pod.exporter is Exporter.AGENT:
         yield _agents(pod, page)
         return
+    whole = [each for each in page if not each.card]  # memory is told of whole GPUs, not of MIG instances
     lacks = []
     if any(each.dram_active is None for each in page):
         lacks.append("DCGM_FI_PROF_DRAM_ACTIVE (packing then stops at a predicted saturation of 80 %)")
-    if any(each.fb_used is None for each in page):
+    if any(each.fb_used is None for each in whole):
         lacks.append("DCGM_FI_DEV_FB_USED (one replica a GPU then)")
     if lacks:
         yield limited(
@@ -382,7 +383,7 @@ def _page(pod: PodLook, seen: ClusterSeen) -> Iterator[Finding]:
     else:
         yield good(
             "Metrics",
-            f"{pod.key} exports DRAM activity and memory of {counted(len(page), 'GPU')}.",
+            f"{pod.key} exports DRAM activity and memory of {counted(len(whole), 'GPU')}.",
         )
 
 

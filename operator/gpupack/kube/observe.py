@@ -480,10 +480,18 @@ class Scene:
         """Whether replicas of this pool may be engines inside one pod."""
         return any(gpu.one_household for gpu in self.gpus) or bool(self.hosts)
 
-    def device_of(self, gpu: Gpu) -> str:
-        """The uuid of a GPU as exporters call it; of a place that of the device that a pod got there."""
-        here = [self.reports.get(each.claim.uid) for each in self.hosts if each.claim.gpu_uuid == gpu.uuid]
-        return next((each.device for each in here if each is not None and each.device), gpu.uuid)
+    def names_of(self, gpu: Gpu) -> tuple[str, ...]:
+        """What exporters call a GPU: its uuid, and for a place that of the device that a pod got there.
+
+        A slice may be called by that pod too, which may see no more of its device than the uuid of the whole GPU.
+        """
+        hosts = [each for each in self.hosts if each.claim.gpu_uuid == gpu.uuid]
+        reports = [self.reports.get(each.claim.uid) for each in hosts]
+        devices = [each.device for each in reports if each is not None and each.device]
+        if gpu.kind.is_slice:
+            own = [each for each in devices if each.startswith(labels.MIG_UUID)]
+            return (*own, *(f"{each.claim.namespace}/{each.claim.name}" for each in hosts)) or (gpu.uuid,)
+        return (*devices, gpu.uuid)[:1]
 
     def _with_cores(self, seen: GpuSeen) -> GpuSeen:
         """What the supervisor of the pod on that GPU says of waiting for cores, where there is one."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from operator import sub
 
@@ -34,6 +34,10 @@ DEFAULT_COUNTERS = {
 UUID_LABELS = {Exporter.DCGM: "UUID", Exporter.AGENT: "uuid"}
 INSTANCE_LABEL, INSTANCE_UUID_LABEL = "GPU_I_ID", "dra_mig_device_uuid"
 """On what dcgm-exporter tells of a MIG instance, and whose it is where a claim has it."""
+POD_LABELS = (("exported_namespace", "exported_pod"), ("namespace", "pod"))
+"""Who has it where a device plugin gave it; the first as a Prometheus calls them that keeps its own."""
+PARENT_LABEL = "parent_uuid"
+"""On what the node agent tells of a MIG instance: the uuid of its GPU."""
 BLANK = 1.4e14
 """DCGM says "no value" with 140737488355328 and above (dcgm_structs.h); some exporters let that through."""
 
@@ -106,7 +110,8 @@ class EnginePage:
 class GpuPage:
     """One GPU on a page of dcgm-exporter or of the node agent: a ratio, bytes, watts, the code of the last XID.
 
-    `counter` says what the ratio is of.
+    `counter` says what the ratio is of. `card`: of a MIG instance the uuid of its GPU, empty where the page does not
+    tell. What a device plugin gave away is called by the pod that has it, `namespace/pod`.
     """
 
     uuid: str
@@ -115,6 +120,7 @@ class GpuPage:
     power: float | None
     xid: float | None = None
     counter: Counter = Counter.DCGM_DRAM_ACTIVE
+    card: str = ""
 
     def origin(self, quantity: Quantity) -> str:
         """The newest name of the series that it has this from, for messages."""
@@ -161,16 +167,21 @@ def parse_engine(page: bytes) -> EnginePage:
 def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage, ...]:
     """By UUID. A GPU that several pods share is printed once per pod with the same value: the greatest is taken.
 
-    What dcgm-exporter tells of a MIG instance is relative to it, and is the slice's where the row names that. A lost
-    GPU is XID 79, and another has the last XID that was told.
+    What dcgm-exporter tells of a MIG instance is relative to it, and is the slice's where the row names that or who has
+    it. A lost GPU is XID 79, and another has the last XID that was told.
     """
+    cards: dict[str, str] = {}
     found: dict[str, dict[Quantity, _Numbers]] = {}
     told: dict[str, tuple[float, float]] = {}
     identity = UUID_LABELS[exporter]
     for one, rank, _, labels, value in _samples(exporter, page):
-        uuid = _label(INSTANCE_UUID_LABEL if _label(INSTANCE_LABEL, labels) else identity, labels)
+        uuid, card = _label(identity, labels), _label(PARENT_LABEL, labels)
+        if _label(INSTANCE_LABEL, labels):
+            uuid, card = instance_name(partial(_label, labels=labels)), uuid
         if uuid is None or value >= BLANK:
             continue
+        if card:
+            cards[uuid] = card
         if one.quantity is Quantity.XID_TIME:
             if (code := _xid(labels)) is not None:
                 told[uuid] = max(told.get(uuid, (0.0, 0.0)), (value, code))
@@ -194,9 +205,18 @@ def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage
             power=number(uuid, Quantity.POWER),
             xid=number(uuid, Quantity.XID) or last.get(uuid, number(uuid, Quantity.XID)),
             counter=counter,
+            card=cards.get(uuid, ""),
         )
 
     return tuple(page_of(uuid) for uuid in sorted(found))
+
+
+def instance_name(label: Callable[[str], str | None]) -> str | None:
+    """How an instance on a row of dcgm-exporter is called here: by its own uuid, or by the pod that has it."""
+    if uuid := label(INSTANCE_UUID_LABEL):
+        return uuid
+    pods = ((label(namespace), label(pod)) for namespace, pod in POD_LABELS)
+    return next((f"{namespace}/{pod}" for namespace, pod in pods if namespace and pod), None)
 
 
 def _xid(labels: bytes) -> float | None:

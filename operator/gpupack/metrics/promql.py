@@ -24,9 +24,10 @@ from gpupack.metrics.prometheus import (
     BLANK,
     COUNTERS,
     INSTANCE_LABEL,
-    INSTANCE_UUID_LABEL,
+    PARENT_LABEL,
     UUID_LABELS,
     GpuPage,
+    instance_name,
     read_from,
 )
 from gpupack.metrics.series import Name, Quantity
@@ -128,6 +129,7 @@ class _Found:
     at: float
     value: float
     counter: Counter | None
+    card: str
 
     def beats(self, other: _Found | None) -> bool:
         return other is None or (self.rank, -self.at, -self.value) < (other.rank, -other.at, -other.value)
@@ -255,17 +257,19 @@ def _by_gpu(
             sampled, value = float(at), float(text)
         except (KeyError, TypeError, ValueError, IndexError):
             continue
-        named_in = (INSTANCE_UUID_LABEL,) if labels.get(INSTANCE_LABEL) else tuple(UUID_LABELS.values())
-        uuid = next((labels[key] for key in named_in if labels.get(key)), None)
+        uuid = next((labels[key] for key in UUID_LABELS.values() if labels.get(key)), None)
+        card = labels.get(PARENT_LABEL)
+        if labels.get(INSTANCE_LABEL):
+            uuid, card = instance_name(labels.get), uuid
         if uuid is None or value >= BLANK:
             continue
         if named is not None:
-            candidate = _Found(0, taken, value, named[1])
+            candidate = _Found(0, taken, value, named[1], card or "")
         else:
             spelling = _SPELLINGS.get(labels.get("__name__", ""))
             if spelling is None or spelling.quantity is not quantity:
                 continue
-            candidate = _Found(spelling.rank, sampled, value * spelling.name.factor, spelling.counter)
+            candidate = _Found(spelling.rank, sampled, value * spelling.name.factor, spelling.counter, card or "")
         if candidate.beats(best.get(uuid)):
             best[uuid] = candidate
     return best
@@ -288,6 +292,7 @@ def _readings(found: Mapping[Quantity, Mapping[str, _Found]]) -> dict[str, GpuRe
             power=value(Quantity.POWER),
             xid=value(Quantity.XID),
             counter=(dram.counter if dram is not None else None) or Counter.DCGM_DRAM_ACTIVE,
+            card=next((each.card for each in held.values() if each.card), ""),
         )
         readings[uuid] = readings_of(page, min(each.at for each in held.values()))
     return readings

@@ -442,11 +442,14 @@ def unseen_engine(replica: str, timing: Timing) -> EngineSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReadings:
+    """`card`: of a MIG slice the uuid of its GPU, empty where no source tells."""
+
     dram_active: Measured
     fb_used: Measured
     power: Measured
     xid: Measured
     counter: Counter = Counter.DCGM_DRAM_ACTIVE
+    card: str = ""
 
 
 class ExporterHistory:
@@ -511,6 +514,7 @@ def readings_of(page: GpuPage, at: float) -> GpuReadings:
         power=told(page.power, Quantity.POWER),
         xid=told(page.xid, Quantity.XID),
         counter=page.counter,
+        card=page.card,
     )
 
 
@@ -528,6 +532,7 @@ def best_of(found: Sequence[GpuReadings]) -> GpuReadings:
         power=first([each.power for each in found]),
         xid=worst_of([each.xid for each in found]),
         counter=dram.counter,
+        card=next((each.card for each in found if each.card), ""),
     )
 
 
