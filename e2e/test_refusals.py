@@ -166,6 +166,9 @@ def team(journey: Journey) -> Iterator[Journey]:
     kubectl("create", "namespace", TEAM)
     kubectl("wait", "-n", TEAM, "--for=create", "serviceaccount/default", "--timeout=30s")
     yield journey
+    # What is left of a plan would be asked for in a namespace that takes nothing new any more.
+    kubectl("delete", "modelservings", "--all", "-n", TEAM)
+    journey.until("nothing is planned there", lambda: TEAM not in json.dumps(journey.stage.pool()["status"]["plan"]))
     kubectl("delete", "namespace", TEAM, "--wait=false")
 
 

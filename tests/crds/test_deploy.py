@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from gpupack.node.controlplane import KubectlError
@@ -41,8 +43,11 @@ FORBIDDEN = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def deployed(cluster: Cluster) -> None:
+def deployed(cluster: Cluster) -> Iterator[None]:
     cluster.control_plane.kubectl("apply", "--server-side", "-k", ROOT / "deploy")
+    yield
+    # Its pool is called default like that of other files' tests, which may follow on the same control plane.
+    cluster.control_plane.kubectl("delete", "gpupool/default")
 
 
 def allowed(cluster: Cluster, verb: str, resource: str) -> bool:
