@@ -40,6 +40,7 @@ PROFILES = f"{API_PATH}/namespaces/default/modelprofiles"
 PODS, SERVICES = PATHS["pods"], PATHS["services"]
 CLAIMS, BUDGETS = PATHS["resourceclaims"], PATHS["poddisruptionbudgets"]
 OURS = "app.kubernetes.io/managed-by=gpupack"
+HOUSEHOLD = "gpupack.dev/household"
 
 POOL: dict[str, Any] = {
     "apiVersion": API_VERSION,
@@ -219,6 +220,10 @@ class Journey:
                 fewest = len(serving) if fewest is None else min(fewest, len(serving))
         assert fewest is not None
         return fewest
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The pods that hold a GPU and have engines inside."""
+        return list(self.stage.get(PODS, labelSelector=HOUSEHOLD)["items"])
 
     def names(self, name: str | None = None) -> set[str]:
         return {each["metadata"]["name"] for each in self.stage.pods(name)}

@@ -17,7 +17,8 @@ from gpupack.demo.stage import Stage
 from gpupack.errors import Unavailable
 from gpupack.node import binaries
 
-from .journey import CHAT, MODEL, PATIENCE_SECONDS, PROCESS_IMAGE, Journey
+from .history import is_ready
+from .journey import CHAT, MODEL, PATIENCE_SECONDS, PLUGIN_NODE, PROCESS_IMAGE, Journey, manual
 
 CHART = Path(__file__).parents[1] / "charts" / "gpupack"
 SYSTEM = "gpupack-system"
@@ -53,6 +54,14 @@ def deployment(stage: Stage) -> Iterator[str]:
     yield path
     stage.delete(path, propagationPolicy="Background")
     stage.delete(SYSTEM_PODS, labelSelector=OF_ACTIVATOR, gracePeriodSeconds="0")
+
+
+@pytest.fixture
+def waking(journey: Journey, deployment: str) -> Journey:
+    """With activators that are there to be asked."""
+    journey.until("the activators are ready", lambda: (
+        journey.stage.get(deployment).get("status", {}).get("readyReplicas") == ACTIVATORS))  # fmt: skip
+    return journey
 
 
 def endpoints(journey: Journey, name: str) -> set[str]:
@@ -103,10 +112,8 @@ def told(journey: Journey, reason: str) -> list[str]:
     return [each["note"] for each in events if each["reason"] == reason and each["regarding"]["name"] == "chat"]
 
 
-def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey: Journey, deployment: str) -> None:
-    stage = journey.stage
-    journey.until("the activators are ready", lambda: (
-        stage.get(deployment).get("status", {}).get("readyReplicas") == ACTIVATORS))  # fmt: skip
+def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(waking: Journey) -> None:
+    journey, stage = waking, waking.stage
     journey.apply({**CHAT, "spec": {**CHAT["spec"], "scaling": SLEEPS}})
     journey.until("its Service leads to the activators alone", lambda: leads_to_the_activators(journey, "chat"))
     assert journey.condition("chat", "Ready")[:2] == ("True", "Asleep")
@@ -163,3 +170,33 @@ def test_a_serving_sleeps_and_a_request_that_comes_meanwhile_is_answered(journey
     slept = [each for each in stage.cluster.audit_events() if each.user == ACTIVATOR_ACCOUNT and each.resource]
     assert {(each.verb, each.resource) for each in slept} == {("list", "endpointslices"), ("watch", "endpointslices")}
     assert not [each for each in slept if each.code == 403]
+
+
+def test_a_serving_sleeps_and_wakes_inside_a_pod_that_serves_others_meanwhile(waking: Journey) -> None:
+    journey = waking
+    journey.edit_pool(nodeSelector={"kubernetes.io/hostname": PLUGIN_NODE}, maxGpus=1)
+    batching = CHAT["spec"]["batching"]
+    journey.apply(manual("notes", 1, batching=batching))
+    journey.until("the other serves", lambda: journey.status("notes").get("readyReplicas") == 1)
+    [pod] = journey.hosts()
+    at = pod["status"]["podIP"]
+    journey.apply({**CHAT, "spec": {**CHAT["spec"], "scaling": SLEEPS}})
+    journey.until("its Service leads to the activators alone", lambda: leads_to_the_activators(journey, "chat"))
+    assert endpoints(journey, "notes") == {f"{at}:8001"}
+    assert len(journey.engines()) == 1
+
+    door = min(endpoints(journey, "chat"))
+    with ThreadPoolExecutor() as clients:
+        held = clients.submit(ask, journey, door)
+        journey.until("its Service leads to its engine alone", lambda: endpoints(journey, "chat") == {f"{at}:8002"})
+        assert held.result().status_code == 200, held.result().text
+    assert ask(journey, f"{at}:8002").status_code == 200
+    journey.until("the time is on the resource", lambda: "seconds" in journey.status("chat").get("wake", {}))
+
+    journey.until("it sleeps again", lambda: (
+        leads_to_the_activators(journey, "chat") and len(journey.engines()) == 1))  # fmt: skip
+    assert endpoints(journey, "notes") == {f"{at}:8001"}
+    [same] = journey.hosts()
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert is_ready(same)
+    assert (journey.aborted(), journey.restarts()) == (0, 0)

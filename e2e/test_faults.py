@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from .journey import BUDGETS, FIRST_NODE, PLUGIN_NODE, PODS, SECOND_NODE, Journey, manual
-from .test_in_pod import SMALL, addresses, hosts
+from .journey import BUDGETS, FIRST_NODE, HOUSEHOLD, PLUGIN_NODE, PODS, SECOND_NODE, Journey, manual
+from .test_in_pod import SMALL, addresses
 
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 SECRET = "/api/v1/namespaces/default/secrets/gpupack-host"
@@ -50,8 +50,8 @@ def test_engines_that_lose_mps_and_then_their_pod_come_again_and_the_serving_say
     journey = in_pod
     journey.apply(manual("chat", 2, batching=SMALL))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
-    [pod] = hosts(journey)
-    budgets = journey.stage.get(BUDGETS, labelSelector="gpupack.dev/household")["items"]
+    [pod] = journey.hosts()
+    budgets = journey.stage.get(BUDGETS, labelSelector=HOUSEHOLD)["items"]
     assert [each["spec"]["minAvailable"] for each in budgets] == [0], "a lone pod may be drained"
     owners = journey.stage.get(SECRET)["metadata"]["ownerReferences"]
     assert journey.stage.serving("chat")["metadata"]["uid"] in {each["uid"] for each in owners}
@@ -65,14 +65,14 @@ def test_engines_that_lose_mps_and_then_their_pod_come_again_and_the_serving_say
     assert len(again) == 2
     assert not again & before
     assert len(told(journey, "chat", "MpsLost")) == 1
-    [same] = hosts(journey)
+    [same] = journey.hosts()
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]
     journey.holds_for(5, "once", lambda: {each["pod"] for each in journey.engines()} == again)
 
     journey.stage.delete(f"{PODS}/{pod['metadata']['name']}", gracePeriodSeconds="0")
     journey.until("it is said", lambda: told(journey, "chat", "HostLost"))
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
-    [other] = hosts(journey)
+    [other] = journey.hosts()
     assert other["metadata"]["uid"] != pod["metadata"]["uid"]
     ip = other["status"]["podIP"]
     journey.until("clients go there", lambda: addresses(journey, "chat") == [(ip, 8001), (ip, 8002)])

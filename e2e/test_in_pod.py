@@ -16,14 +16,8 @@ from .inference_pools import ROUTING
 from .journey import PLUGIN_NODE, PODS, POOLS, Journey, manual
 
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-HOSTS = "gpupack.dev/household"
 SMALL = {"mode": "Fixed", "maxNumSeqs": 84}
 """Three of this shape fit one GPU and its promise, so a pod has room for three."""
-
-
-def hosts(journey: Journey) -> list[dict[str, Any]]:
-    """The pods that hold a GPU."""
-    return list(journey.stage.get(PODS, labelSelector=HOSTS)["items"])
 
 
 def addresses(journey: Journey, name: str) -> list[tuple[str, int]]:
@@ -70,7 +64,7 @@ def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journe
     journey.until("two engines are ready", lambda: journey.status("chat").get("readyReplicas") == 2)
     journey.apply(manual("notes", 1, batching=SMALL))
     journey.until("so is one of another serving", lambda: journey.status("notes").get("readyReplicas") == 1)
-    [pod] = hosts(journey)
+    [pod] = journey.hosts()
     assert len(pod["metadata"]["ownerReferences"]) == 2
     assert pod["spec"]["nodeName"] == PLUGIN_NODE
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -91,6 +85,6 @@ def test_engines_share_one_pod_and_one_drains_while_the_operator_was_away(journe
     assert len(addresses(journey, "chat")) == 1
     journey.until("a picker finds the same", lambda: picked(journey) == addresses(journey, "chat"))
     assert journey.aborted() == aborted
-    [same] = hosts(journey)
+    [same] = journey.hosts()
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]
     assert journey.restarts() == 0

@@ -98,7 +98,7 @@ def test_slices_of_a_plugin_are_taken_one_engine_each_as_load_asks_until_none_is
     message = journey.until_said("chat", "HeldByOthers")
     assert "default/chat runs alone" in message
     journey.until("each is measured", lambda: condition(journey.stage.pool(), "GpusMeasured").get("status") == "True")
-    hosts = journey.stage.get(PODS, labelSelector="gpupack.dev/household")["items"]
+    hosts = journey.hosts()
     limits = [each["spec"]["containers"][0]["resources"]["limits"] for each in hosts]
     asked = Counter(name for each in limits for name in each if name.startswith("nvidia.com/"))
     assert asked == {"nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-2g.20gb": 2}
