@@ -93,6 +93,7 @@ def test_each_series_of_the_page_is_in_the_table_and_names_its_unit(
     table = {each.name.removesuffix("_total"): each for each in series.TABLE}
     assert set(families) <= set(table)
     rare = {series.NVML_ERROR, series.CALL, series.GPU_BUSY, series.MEMORY_BUSY, series.PCIE_RECEIVED}
+    rare |= {series.CORE_WAIT, series.MIG_CORE_WAIT}
     assert {each.name.removesuffix("_total") for each in series.TABLE if each not in rare} <= set(families)
     for name, family in families.items():
         assert family.type == table[name].kind.value

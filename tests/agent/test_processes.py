@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gpupack.agent.processes import identify, residents
+from gpupack.agent.processes import identify, residents, with_core_waits
 from gpupack.agent.sample import ComputeMode, GpuSample, Pipe, Process, Proof, Resident, Role
-from gpupack.units import Bytes
+from gpupack.host.cpu import Meter
+from gpupack.units import Bytes, Seconds
 
 from .conftest import CONTAINER, POD
 
@@ -60,6 +61,29 @@ def test_without_a_proof_nothing_is_said(proc: Path, born: Born, server: bool) -
     else:
         found = told(proc, process(11, None), mode=ComputeMode.EXCLUSIVE_PROCESS)
     assert (found[11].attached, found[11].proof) == (None, None)
+
+
+def ran(proc: Path, pid: int, *, seconds: float, waited: float) -> None:
+    """Since the process began, in one thread."""
+    task = proc / str(pid) / "task" / str(pid)
+    task.mkdir(parents=True, exist_ok=True)
+    (task / "schedstat").write_text(f"{round(seconds * 1e9)} {round(waited * 1e9)} 7\n")
+
+
+def test_an_engines_wait_for_cores_is_told_over_whole_windows_and_begins_anew_with_the_process(
+    proc: Path, born: Born
+) -> None:
+    born(10, "nvidia-cuda-mps-server")
+    born(11, "VLLM::EngineCore", pod=2)
+    meter, waits = Meter(), []
+    for at, seconds, waited in ((0.0, 5.0, 0.0), (5.0, 8.0, 1.0), (10.0, 11.0, 2.0), (15.0, 1.0, 0.0)):
+        ran(proc, 10, seconds=seconds, waited=seconds)
+        ran(proc, 11, seconds=seconds, waited=waited)
+        found = residents(proc, GpuSample(processes=(process(10, False), process(11, True))))
+        server, engine = with_core_waits(found, proc, meter, Seconds(at))
+        waits.append(engine.core_wait)
+        assert server.core_wait is None, "only engines are asked after"
+    assert waits == [None, None, pytest.approx(2 / 8), None]
 
 
 @pytest.mark.parametrize(

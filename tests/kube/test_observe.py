@@ -52,6 +52,7 @@ class NoReadings:
     fb_used: Measured = MISSING
     power: Measured = MISSING
     xid: Measured = MISSING
+    core_wait: Measured = MISSING
     counter: Counter = Counter.DCGM_DRAM_ACTIVE
 
 

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gpupack.agent.sample import Activity, Card, GpuSample, MigDevice, Resident, Role
+from gpupack.agent.sample import Activity, Card, GpuSample, Look, MigDevice, Resident, Role
 from gpupack.agent.watch import GpuView, View
 from gpupack.metrics import agent_series as series
 from gpupack.metrics.agent_series import AgentSeries
@@ -79,6 +79,7 @@ def _gpu(gpu: GpuView, now: Seconds, period: Seconds, stale: Seconds) -> Iterato
         yield from _mig(gpu.card.uuid, device)
     if look.sample.processes is not None:
         yield from _residents(gpu.card.uuid, look.residents)
+        yield from _core_waits(gpu.card.uuid, look)
 
 
 def _info(card: Card, sample: GpuSample) -> Row:
@@ -158,6 +159,22 @@ def _residents(uuid: str, residents: Iterable[Resident]) -> Iterator[Row]:
     yield series.ENGINES, (uuid,), len(engines)
     if all(each.attached is not None for each in engines):
         yield series.PACKED_ENGINES, (uuid,), sum(bool(each.attached) for each in engines)
+
+
+def _core_waits(uuid: str, look: Look) -> Iterator[Row]:
+    """Engines of a MIG instance count for it, all others for the GPU."""
+    devices = {each.gpu_instance: each.uuid for each in look.sample.mig_devices}
+    worst: dict[str | None, float] = {}
+    for each in look.residents:
+        if each.core_wait is not None:
+            instance = each.process.gpu_instance
+            place = None if instance is None else devices.get(instance)
+            worst[place] = max(worst.get(place, 0.0), each.core_wait)
+    for place, wait in worst.items():
+        if place is None:
+            yield series.CORE_WAIT, (uuid,), wait
+        else:
+            yield series.MIG_CORE_WAIT, (place, uuid), wait
 
 
 def _text(value: int | None) -> str:

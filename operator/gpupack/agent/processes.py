@@ -2,16 +2,20 @@
 
 A process that cannot reach MPS's control pipe when CUDA starts runs without MPS and says nothing, so the environment
 proves nothing: the driver's own list of MPS clients does. Pods come from /proc/PID/cgroup, as UID and container: their
-names are the API server's, which is not asked. Needs the node's PID namespace; knows nothing of NVML.
+names are the API server's, which is not asked. Whether engines wait for cores is in /proc too. Needs the node's PID
+namespace; knows nothing of NVML.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from gpupack.agent.sample import ComputeMode, GpuSample, Identity, Pipe, Process, Proof, Resident, Role
+from gpupack.host.cpu import Meter, spent
+from gpupack.units import Ratio, Seconds
 
 PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
 MPS_SERVER = "nvidia-cuda-mps-server"
@@ -63,6 +67,22 @@ def judged(known: Iterable[tuple[Process, Identity]], mode: ComputeMode | None) 
                 attached, proof = True, Proof.EXCLUSIVE_SERVER
         residents.append(Resident(process=process, identity=identity, attached=attached, proof=proof))
     return tuple(residents)
+
+
+def with_core_waits(found: Iterable[Resident], proc: Path, meter: Meter, at: Seconds) -> tuple[Resident, ...]:
+    """The same, and how long engines waited for cores in the last whole window of the meter, which is theirs alone.
+
+    The limit of a container's cgroup cannot be read from here without the node's file system, which is not asked for.
+    """
+    found = tuple(found)
+    engines = {str(each.process.pid): each for each in found if each.identity.role is Role.ENGINE}
+    meter.keep(engines)
+    waits = {name: meter.look(name, at, spent([each.process.pid], proc), None) for name, each in engines.items()}
+    return tuple(
+        each if (wait := waits.get(str(each.process.pid))) is None or wait.waited is None
+        else replace(each, core_wait=Ratio(wait.waited))
+        for each in found
+    )  # fmt: skip
 
 
 def _role(program: str, words: Iterable[str]) -> Role:

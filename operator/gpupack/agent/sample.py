@@ -159,12 +159,17 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """A process on a GPU, and what is proven about MPS: None and no proof where nothing is."""
+    """A process on a GPU, and what is proven about MPS: None and no proof where nothing is.
+
+    `core_wait`, only of engines: of the time that its threads could have run, the share that they waited for a core;
+    None before it was watched for a while, and where the kernel does not count.
+    """
 
     process: Process
     identity: Identity
     attached: bool | None
     proof: Proof | None
+    core_wait: Ratio | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

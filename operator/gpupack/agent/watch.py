@@ -16,8 +16,9 @@ from pathlib import Path
 import pynvml
 
 from gpupack.agent import nvml
-from gpupack.agent.processes import residents
+from gpupack.agent.processes import residents, with_core_waits
 from gpupack.agent.sample import Card, Event, Look
+from gpupack.host.cpu import Meter
 from gpupack.units import Seconds
 
 EVENT_WAIT_MILLISECONDS = 1000
@@ -59,6 +60,7 @@ class View:
 class _Watched:
     def __init__(self, gpu: nvml.Gpu) -> None:
         self.gpu = gpu
+        self.meter = Meter()
         self.look: Look | None = None
         self.looks = 0
 
@@ -151,7 +153,7 @@ class Watch:
         while not self.done.is_set():
             began = Seconds(time.monotonic())
             sample = watched.gpu.read()
-            known = residents(self._proc, sample)
+            known = with_core_waits(residents(self._proc, sample), self._proc, watched.meter, began)
             watched.look = Look(sample=sample, residents=known, began=began, ended=Seconds(time.monotonic()))
             watched.looks += 1
             due = max(due + self._period, time.monotonic())

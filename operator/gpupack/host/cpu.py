@@ -5,7 +5,8 @@
 - `cpu.stat` of a cgroup v2: periods of the CPU limit, and those in which it was used up, so that nobody in the cgroup
   ran until their end (Documentation/admin-guide/cgroup-v2.rst).
 
-The node agent reads the same with this. Both are shares from 0 to 1, None where nothing tells or nothing ran.
+The node agent reads the first with this, of engines in pods of their own. Both are shares from 0 to 1, None where
+nothing tells or nothing ran.
 """
 
 from __future__ import annotations

@@ -90,6 +90,8 @@ class Readings(Protocol):
     def counter(self) -> Counter: ...
     @property
     def xid(self) -> Measured: ...
+    @property
+    def core_wait(self) -> Measured: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -494,7 +496,8 @@ class Scene:
         return (*devices, gpu.uuid)[:1]
 
     def _with_cores(self, seen: GpuSeen) -> GpuSeen:
-        """What the supervisor of the pod on that GPU says of waiting for cores, where there is one."""
+        """What the supervisor of the pod on that GPU says of waiting for cores, where there is one: it sees more of the
+        engines' processes than the node agent, and their pod's limit."""
         here = [self.reports.get(each.claim.uid) for each in self.hosts if each.claim.gpu_uuid == seen.gpu.uuid]
         told = next((each for each in here if each is not None), None)
         return seen if told is None else replace(seen, core_wait=told.core_wait, throttled=told.throttled)
@@ -720,4 +723,5 @@ def _gpu_seen(gpu: Gpu, node_ready: bool, cordoned: bool, readings: Readings) ->
         counter=readings.counter,
         cordoned=cordoned,
         xid=readings.xid,
+        core_wait=readings.core_wait,
     )

@@ -192,6 +192,16 @@ MIG_SM_ACTIVE = AgentSeries(
     meaning="SMs of the instance that were busy. Hopper and newer.",
 )  # fmt: skip
 
+CORE_WAIT = AgentSeries(
+    name="gpupack_agent_core_wait_ratio", unit="ratio", source="/proc/PID/task/TID/schedstat",
+    meaning="Of the time that the threads of the engine which is worst off could have run, the share that they waited "
+    "for a core, over ten seconds; absent before them and without engines.",
+)  # fmt: skip
+MIG_CORE_WAIT = AgentSeries(
+    name="gpupack_agent_mig_core_wait_ratio", unit="ratio", labels=_MIG, source="/proc/PID/task/TID/schedstat",
+    meaning="The same of an engine on a MIG device.",
+)  # fmt: skip
+
 PROCESS = AgentSeries(
     name="gpupack_agent_process_info", unit="yes", labels=(*_PROCESS, "role", "program"),
     source="nvmlDeviceGetComputeRunningProcesses_v3, nvmlDeviceGetMPSComputeRunningProcesses_v3, /proc",
@@ -227,7 +237,7 @@ TABLE: tuple[AgentSeries, ...] = (
     PCIE_SENT, PCIE_RECEIVED, POWER, POWER_LIMIT, ENERGY, TEMPERATURE,
     SM_CLOCK, SM_CLOCK_MAX, MEMORY_CLOCK, MEMORY_CLOCK_MAX, CLOCKS_HELD, ECC_ERRORS, EVENTS, EVENT_TIME,
     MIG, MIG_MEMORY_TOTAL, MIG_MEMORY_USED, MIG_DRAM_BANDWIDTH, MIG_SM_ACTIVE,
-    PROCESS, PROCESS_MEMORY, MPS_SERVER, MPS_ATTACHED, ENGINES, PACKED_ENGINES,
+    PROCESS, PROCESS_MEMORY, MPS_SERVER, MPS_ATTACHED, ENGINES, PACKED_ENGINES, CORE_WAIT, MIG_CORE_WAIT,
 )  # fmt: skip
 
 
@@ -250,5 +260,6 @@ READ: tuple[Series, ...] = (
     _read(Quantity.POWER, POWER),
     _read(Quantity.XID, GPU_LOST, factor=XID_OF_LOST),
     _read(Quantity.XID_TIME, EVENT_TIME),
+    _read(Quantity.CORE_WAIT, CORE_WAIT, MIG_CORE_WAIT),
 )
 """What of it the operator reads."""

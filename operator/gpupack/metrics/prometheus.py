@@ -111,7 +111,8 @@ class GpuPage:
     """One GPU on a page of dcgm-exporter or of the node agent: a ratio, bytes, watts, the code of the last XID.
 
     `counter` says what the ratio is of. `card`: of a MIG instance the uuid of its GPU, empty where the page does not
-    tell. What a device plugin gave away is called by the pod that has it, `namespace/pod`.
+    tell. What a device plugin gave away is called by the pod that has it, `namespace/pod`. `core_wait`: of the time
+    that threads of its engine which is worst off could have run, the share that they waited for a core.
     """
 
     uuid: str
@@ -121,6 +122,7 @@ class GpuPage:
     xid: float | None = None
     counter: Counter = Counter.DCGM_DRAM_ACTIVE
     card: str = ""
+    core_wait: float | None = None
 
     def origin(self, quantity: Quantity) -> str:
         """The newest name of the series that it has this from, for messages."""
@@ -206,6 +208,7 @@ def parse_gpus(page: bytes, exporter: Exporter = Exporter.DCGM) -> tuple[GpuPage
             xid=number(uuid, Quantity.XID) or last.get(uuid, number(uuid, Quantity.XID)),
             counter=counter,
             card=cards.get(uuid, ""),
+            core_wait=number(uuid, Quantity.CORE_WAIT),
         )
 
     return tuple(page_of(uuid) for uuid in sorted(found))

@@ -58,6 +58,7 @@ class Quantity(StrEnum):
     POWER = "power"
     XID = "xid"
     XID_TIME = "xid_time"
+    CORE_WAIT = "core_wait"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gpupack.facts.counter import Counter
-from gpupack.facts.observation import Cause, EngineSeen, EngineWindow, GapSeen, Measured, Missing, Reading
+from gpupack.facts.observation import (
+    NO_CORES_TOLD,
+    Cause,
+    EngineSeen,
+    EngineWindow,
+    GapSeen,
+    Measured,
+    Missing,
+    Reading,
+)
 from gpupack.facts.policy import Policy
 from gpupack.metrics import series
 from gpupack.metrics.prometheus import COUNTERS, EnginePage, GpuPage, Histogram
@@ -448,6 +457,7 @@ class GpuReadings:
     fb_used: Measured
     power: Measured
     xid: Measured
+    core_wait: Measured = NO_CORES_TOLD
     counter: Counter = Counter.DCGM_DRAM_ACTIVE
     card: str = ""
 
@@ -513,6 +523,7 @@ def readings_of(page: GpuPage, at: float) -> GpuReadings:
         fb_used=told(page.fb_used, Quantity.FB_USED),
         power=told(page.power, Quantity.POWER),
         xid=told(page.xid, Quantity.XID),
+        core_wait=NO_CORES_TOLD if page.core_wait is None else told(page.core_wait, Quantity.CORE_WAIT),
         counter=page.counter,
         card=page.card,
     )
@@ -531,6 +542,7 @@ def best_of(found: Sequence[GpuReadings]) -> GpuReadings:
         fb_used=first([each.fb_used for each in found]),
         power=first([each.power for each in found]),
         xid=worst_of([each.xid for each in found]),
+        core_wait=first([each.core_wait for each in found]),
         counter=dram.counter,
         card=next((each.card for each in found if each.card), ""),
     )
