@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpupack.decide.board import Board
-from gpupack.decide.evidence import seen_on, standing
+from gpupack.decide.evidence import Seen, seen_on, standing, under_its_arrivals
 from gpupack.decide.experiment import TakenBack, begin, company, inputs_of, is_waited_for, judge
 from gpupack.facts.experiment import CLOSED, Experiment, Judgement, Standing
 from gpupack.facts.observation import Cause, EngineSeen, Holder, Missing, Observation, Phase, Reading, Refused
@@ -46,6 +46,13 @@ def engines(observation: Observation, **window: Any) -> Observation:
         return replace(each, judged=replace(each.judged, **window))
 
     return replace(observation, engines=tuple(changed(each) for each in observation.engines))
+
+
+def one_engine(observation: Observation, **window: Any) -> Observation:
+    """The same, but only the window of the last engine shows other things."""
+    *others, last = observation.engines
+    assert last.judged is not None
+    return replace(observation, engines=(*others, replace(last, judged=replace(last.judged, **window))))
 
 
 def read(value: float) -> Reading:
@@ -655,6 +662,71 @@ def test_why_there_is_no_window_is_told_apart() -> None:
     early = seen_on(short, A, short.mix(A))
     assert isinstance(early, Missing)
     assert early.cause is Cause.TOO_SHORT
+
+
+def both_on(observation: Observation) -> Seen:
+    """The two like engines of the step, seen together."""
+    board = board_on(observation)
+    found = seen_on(board, A, board.mix(A))
+    assert not isinstance(found, Missing)
+    [both] = found
+    return both
+
+
+def test_what_engines_count_themselves_is_added_up_and_the_range_of_their_batches_spans_all_of_them() -> None:
+    told = engines(
+        seen(AS_PREDICTED), preemptions=read(0.5), steps=read(90.0), read_bytes=read(1e11), inside_least=read(12.0),
+        inside_most=read(31.0),
+    )  # fmt: skip
+    both = both_on(one_engine(told, steps=read(60.0), inside_least=read(7.0), inside_most=read(22.0)))
+    assert (both.preemptions, both.steps, both.read_bytes) == (1.0, 150.0, 2e11)
+    assert (both.inside_least, both.inside_most) == (7.0, 31.0)
+
+
+def test_what_one_of_the_engines_does_not_tell_is_not_known_of_them_together() -> None:
+    told = engines(
+        seen(AS_PREDICTED), preemptions=read(0.5), steps=read(90.0), read_bytes=read(1e11), inside_least=read(12.0),
+        inside_most=read(31.0), waiting_least=read(1.0),
+    )  # fmt: skip
+    silent = {"steps": GONE, "read_bytes": GONE, "preemptions": GONE, "inside_least": GONE, "inside_most": GONE}
+    both = both_on(one_engine(told, waiting_least=GONE, **silent))
+    assert (both.preemptions, both.steps, both.read_bytes, both.waiting) == (None, None, None, None)
+    assert (both.inside_least, both.inside_most) == (None, None)
+
+
+def test_the_latency_of_a_few_requests_is_known_too() -> None:
+    """Less than one request a second ended: it has a latency like any other."""
+    assert both_on(engines(seen(AS_PREDICTED), finished=read(0.2), itl_mean=read(0.02))).itl == pytest.approx(0.02)
+
+
+def test_requests_that_ended_without_a_latency_do_not_tell_how_far_the_model_is_off() -> None:
+    [noted] = standing(board_on(engines(seen(AS_PREDICTED), itl_mean=GONE)), A)
+    assert (noted.engines, noted.off) == (2, None)
+
+
+def test_nothing_stands_on_an_empty_gpu() -> None:
+    assert standing(board_on(seen(AS_PREDICTED)), B) == ()
+
+
+def test_the_model_is_asked_with_the_requests_that_came_to_all_engines_of_a_kin() -> None:
+    """What comes and can be served is what is generated: two engines, 30 requests a second each, of 256 tokens."""
+    for arrivals, tokens in ((30.0, 2 * 30.0 * 256.0), (0.5, 2 * 0.5 * 256.0), (0.0, 0.0)):
+        board = board_on(engines(seen(AS_PREDICTED), arrivals=read(arrivals), output_mean=read(256.0)))
+        found = seen_on(board, A, board.mix(A))
+        assert not isinstance(found, Missing)
+        made = under_its_arrivals(board, board.kind(A), found).groups[0].output_tokens_per_second
+        assert made == pytest.approx(tokens, abs=0.1)
+
+
+def test_a_model_that_knows_of_missing_cores_is_less_surprised_by_a_slow_engine() -> None:
+    """The same latency on one core as on two: the model expected more of two."""
+    short, enough = (
+        standing(board_on(seen((STEP % (1.3, 1.3)).replace("batch: 64", f"batch: 64, cpu_cores: {cores}"))), A)[0].off
+        for cores in (1, 2)
+    )
+    assert short is not None
+    assert enough is not None
+    assert short < 0.95 * enough
 
 
 def test_the_company_of_a_gpu_is_told_by_serving_count_and_batch() -> None:

@@ -82,6 +82,7 @@ def seen_on(board: Board, uuid: str, mix: Mix) -> tuple[Seen, ...] | Missing:
 
 
 def seen_of(board: Board, kin: Kin, placements: Sequence[Placement]) -> Seen | Missing:
+    """These engines of that kin, at least one; or the first reading that is missing."""
     windows: list[Traffic] = []
     for placement in placements:
         pod = board.pod(placement)
@@ -94,17 +95,15 @@ def seen_of(board: Board, kin: Kin, placements: Sequence[Placement]) -> Seen | M
         if missing is not None:
             return missing
         windows.append(window)
-    count, lengths = max(1, len(windows)), board.prospects.lengths[kin.serving]
+    count, lengths = len(windows), board.prospects.lengths[kin.serving]
     itl, itl_p95, ttft, given, made = (
         _mean(windows, [getter(each) for each in windows])
         for getter in (_itl_mean, _itl_p95, _ttft_mean, _input_mean, _output_mean)
     )
-    waiting = [each.waiting_least for each in windows]
-    known = [each for each in waiting if not isinstance(each, Missing)]
     return Seen(
         kin=kin,
-        engines=len(windows),
-        seconds=max((each.seconds for each in windows), default=Seconds(0.0)),
+        engines=count,
+        seconds=max(each.seconds for each in windows),
         running=sum(_number(each.running_mean) for each in windows) / count,
         arrivals=PerSecond(sum(_number(each.arrivals) for each in windows) / count),
         finished=sum(_number(each.finished) * each.seconds for each in windows),
@@ -114,7 +113,7 @@ def seen_of(board: Board, kin: Kin, placements: Sequence[Placement]) -> Seen | M
         itl=None if itl is None else Seconds(itl),
         itl_p95=None if itl_p95 is None else Seconds(itl_p95),
         ttft=None if ttft is None else Seconds(ttft),
-        waiting=min(known) if known and len(known) == len(waiting) else None,
+        waiting=_all_of(min, (each.waiting_least for each in windows)),
         preemptions=_sum(each.preemptions for each in windows),
         steps=_sum(each.steps for each in windows),
         read_bytes=_sum(each.read_bytes for each in windows),
@@ -144,7 +143,7 @@ def standing(board: Board, uuid: str) -> tuple[Standing, ...]:
         return ()
     seen = seen_on(board, uuid, mix)
     bare = tuple(Standing(serving=kin.serving, shape=kin.shape, engines=count) for kin, count in mix)
-    if isinstance(seen, Missing) or not seen:
+    if isinstance(seen, Missing):
         return bare
     expected = at_its_batches(board, kind, seen)
     waited = all(each.waited for each in seen)
@@ -232,7 +231,7 @@ def _all_of(together: Callable[[list[float]], float], values: Iterable[Known]) -
     """None where one is missing."""
     found = list(values)
     known = [each for each in found if not isinstance(each, Missing)]
-    return together(known) if known and len(known) == len(found) else None
+    return together(known) if len(known) == len(found) else None
 
 
 def _number(known: Known) -> float:
