@@ -478,6 +478,127 @@ def test_a_promise_that_was_broken_already_is_not_this_steps_doing() -> None:
     assert (after.judgement, taken_back) == (Judgement.MISSED, ())
 
 
+# Unlike engines on one GPU
+
+
+TWO = """gpus: {a: {dramActive: 0.3}, b: }
+servings: {chat: {batch: 64}, docs: {batch: 64}}
+replicas:
+  - {serving: chat, gpu: a, age: 3600, arrivals: 30, beside: 1, slower: %s, waited: %s}
+  - {serving: docs, gpu: a, age: 300, arrivals: 30, beside: 1, slower: %s, waited: %s}
+experiments:
+  - {serving: docs, gpu: a, age: 300, before: 1, offBy: 1.0, doubted: 70}"""
+
+
+def beside_chat(chat: float = 1.0, docs: float = 1.0, *, queues: tuple[int, int] = (0, 0), **stood: Any) -> Observation:
+    """Docs came to a GPU on which chat stood, which was as predicted before; each is now slower by so much."""
+    observation = seen(TWO % (chat, queues[0], docs, queues[1]))
+    assert observation.plan is not None
+    [step] = observation.plan.experiments
+    was = tuple(replace(each, serving=CHAT, **stood) for each in step.before)
+    return of(observation, before=was)
+
+
+def test_what_stood_on_the_gpu_before_a_step_is_never_given_up_for_it() -> None:
+    """A second chat makes chat one that could be given up; it is docs that came, and the only docs stays."""
+    more = (TWO % (4.0, 0, 4.0, 0)).replace("age: 3600,", "age: 3600, count: 2,")
+    assert seen(more).plan is not None
+    [step] = seen(more).plan.experiments  # type: ignore[union-attr]
+    was = tuple(replace(each, serving=CHAT, engines=2) for each in step.before)
+    _, after, taken_back = judged(of(seen(more), before=was))
+    assert (after.judgement, taken_back) == (Judgement.MISSED, ())
+
+
+def test_of_unlike_engines_only_one_of_which_has_a_queue_no_throughput_is_compared() -> None:
+    one, both = (
+        judged(beside_chat(queues=queues, tokens_per_second=5000.0))[1].compared for queues in ((2, 0), (2, 2))
+    )
+    assert not any(each.what == "gain of throughput" for each in one)
+    assert any(each.what == "gain of throughput" for each in both)
+
+
+def test_engines_without_a_latency_are_judged_by_the_others() -> None:
+    _, after, _ = judged(one_engine(beside_chat(), itl_mean=GONE))
+    assert after.judgement is Judgement.CONFIRMED
+    assert [each.subject for each in after.compared if each.what == "inter-token latency"] == ["team/chat"]
+
+
+def test_throughput_is_not_waited_for_where_nothing_stood_before_or_one_of_them_had_no_queue() -> None:
+    first = judged(of(seen(AS_PREDICTED), before=()))[1]
+    assert (first.company, first.why) == (CLOSED, "")
+    [stood] = before(off=Ratio(1.0), tokens_per_second=1000.0)
+    other = replace(stood, shape=replace(stood.shape, max_num_seqs=32), tokens_per_second=None)
+    mixed = judged(of(seen(AS_PREDICTED), before=(stood, other)))[1]
+    assert (mixed.company, mixed.why) == (CLOSED, "")
+
+
+def test_where_more_comes_than_can_be_served_a_queue_is_told_but_none_was_predicted() -> None:
+    """No queue is predicted where the model says that every queue grows for ever."""
+    overrun = judged(engines(seen(AS_PREDICTED), arrivals=read(1e4), waiting_least=read(50.0)))[1]
+    assert not {"waiting", "time to first token"} & {each.what for each in overrun.compared}
+
+
+def test_a_longest_window_of_any_engine_holds_nothing_from_before_the_step() -> None:
+    observation = of(seen(AS_PREDICTED), doubted_at=None, last_at=Seconds(NOON - 200.0))
+    uneven = one_engine(observation, seconds=Seconds(90.0))
+    for ready, due in ((150.0, True), (149.0, False)):
+        assert (judged(with_pod(uneven, 1, ready_at=Seconds(NOON - ready)))[1].judgement is not None) is due
+
+
+def test_a_shape_may_bring_less_than_a_further_engine_must_and_no_loss() -> None:
+    """A further engine must pay; another shape of what stands there must only not do less."""
+    for gain, added, reshaped in ((0.04, True, False), (-0.01, True, True), (0.06, False, False)):
+        observation = of(waited(seen(AS_PREDICTED), 1000.0 * (1 + gain), stood=1000.0), gain=Ratio(0.5))
+        assert (judged(observation)[2] != ()) is added
+        assert (judged(of(observation, step="Replaced"))[2] != ()) is reshaped
+
+
+def test_a_single_engine_in_another_shape_is_held_against_the_shape_before() -> None:
+    """It has the GPU to itself, but something stood there before: it may have done harm."""
+    lone = HARMED[: HARMED.index("  - {serving: chat, gpu: a, age: 300")] + HARMED[HARMED.index("experiments") :]
+    after = judged(of(seen(lone), before=before(off=Ratio(1.0)), step="Replaced"))[1]
+    assert after.judgement is Judgement.MISSED
+    assert "to itself" not in after.why
+
+
+def test_an_experiment_of_a_serving_whose_shape_was_not_replaced_gives_up_the_engine() -> None:
+    """Nobody noted a shape before: what came goes, whatever the step was called, and whether a shape is chosen."""
+    observation = of(seen(HARMED), step="Moved")
+    assert observation.plan is not None
+    for plan in (observation.plan, replace(observation.plan, shapes=())):
+        [back] = judged(replace(observation, plan=plan))[2]
+        assert [each.slot for each in back.placements] == [1]
+
+
+@pytest.mark.parametrize("slo", [None, Slo(itl=None, ttft=Seconds(5.0), statistic=Statistic.P95)])
+def test_where_no_latency_between_tokens_is_promised_none_is_broken(slo: Slo | None) -> None:
+    observation = promised(1.0, itl_p95=read(9.0))
+    assert observation.plan is not None
+    bare = replace(
+        observation, servings=tuple(replace(each, slo=slo) for each in observation.servings),
+        plan=replace(observation.plan, shapes=tuple(replace(each, slo=None) for each in observation.plan.shapes)),
+    )  # fmt: skip
+    board = board_on(bare)
+    _, after, taken_back = judged(of(bare, inputs=inputs_of(board, board.kind(A), board.mix(A))))
+    assert (after.judgement, taken_back) == (Judgement.MISSED, ())
+
+
+def test_a_promise_whose_statistic_nobody_measured_is_not_broken() -> None:
+    assert judged(promised(1e-3, itl_p95=GONE))[2] == ()
+
+
+def test_what_a_step_rests_on_is_every_engine_of_its_gpu() -> None:
+    board = board_on(beside_chat())
+    kind, mix = board.kind(A), board.mix(A)
+    digests = {inputs_of(board, kind, each) for each in (mix, mix[:1], mix[1:], ())}
+    assert len(digests) == 4
+
+
+def test_another_serving_on_trial_does_not_hide_a_shape_that_is_waited_for() -> None:
+    both = another(of(seen(AS_PREDICTED), step="Replaced"), serving=DOCS)
+    assert is_waited_for(board_on(both), CHAT)
+
+
 # What is kept in the plan
 
 
