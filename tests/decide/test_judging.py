@@ -532,13 +532,13 @@ def test_throughput_is_not_waited_for_where_nothing_stood_before_or_one_of_them_
     assert (mixed.company, mixed.why) == (CLOSED, "")
 
 
-def test_where_more_comes_than_can_be_served_a_queue_is_told_but_none_was_predicted() -> None:
+def test_where_more_comes_than_can_be_served_nothing_is_held_against_a_queue() -> None:
     """No queue is predicted where the model says that every queue grows for ever."""
     overrun = judged(engines(seen(AS_PREDICTED), arrivals=read(1e4), waiting_least=read(50.0)))[1]
     assert not {"waiting", "time to first token"} & {each.what for each in overrun.compared}
 
 
-def test_a_longest_window_of_any_engine_holds_nothing_from_before_the_step() -> None:
+def test_the_longest_window_of_any_engine_holds_nothing_from_before_the_step() -> None:
     observation = of(seen(AS_PREDICTED), doubted_at=None, last_at=Seconds(NOON - 200.0))
     uneven = one_engine(observation, seconds=Seconds(90.0))
     for ready, due in ((150.0, True), (149.0, False)):
