@@ -113,6 +113,16 @@ def test_the_latency_that_is_predicted_is_in_the_statistic_of_the_promise(statis
     assert joined(promised).itl == getattr(board.prospects.full(board.kind(A), ((own, 3),)).groups[0], name)
 
 
+def test_a_gain_is_over_all_that_stood_there_before() -> None:
+    """A third engine beside two that were judged is worth what three bring over two, not over one."""
+    observation = of(seen(AS_PREDICTED), company=CLOSED)
+    board = board_on(observation)
+    [(own, _)] = board.mix(A)
+    two, three = (board.prospects.worth(board.kind(A), ((own, count),)) for count in (2, 3))
+    assert two > 1.1
+    assert joined(observation).gain == pytest.approx(three / two - 1.0)
+
+
 # When it is judged
 
 
@@ -597,6 +607,39 @@ def test_what_a_step_rests_on_is_every_engine_of_its_gpu() -> None:
 def test_another_serving_on_trial_does_not_hide_a_shape_that_is_waited_for() -> None:
     both = another(of(seen(AS_PREDICTED), step="Replaced"), serving=DOCS)
     assert is_waited_for(board_on(both), CHAT)
+
+
+def test_of_three_engines_that_came_to_an_empty_gpu_together_the_later_two_go() -> None:
+    mean = latency(promised(1.0))
+    observation = seen(STEP.replace("age: 300, arrivals", "age: 300, count: 2, arrivals") % (4.0, 4.0))
+    together = of(waited(with_placement(observation, planned_at=Seconds(NOON - 300.0)), 1.0, stood=1.0), before=())
+    slo = Slo(itl=Seconds(4 * mean), ttft=None, statistic=Statistic.P95)
+    hurt = replace(together, servings=tuple(replace(each, slo=slo) for each in together.servings))
+    hurt = engines(hurt, waiting_least=read(0.0), itl_p95=read(9.0), itl_mean=read(2 * mean))
+    board = board_on(hurt)
+    _, after, taken_back = judged(of(hurt, gain=None, inputs=inputs_of(board, board.kind(A), board.mix(A))))
+    assert after.judgement is Judgement.MISSED
+    assert [each.slot for back in taken_back for each in back.placements] == [2, 1]
+
+
+def test_a_shape_that_missed_goes_back_in_the_replicas_that_took_it_only() -> None:
+    """Docs, which came to the GPU in the same steps, keeps its shape; so does the density of the shape before."""
+    observation = of(seen(TWO.replace("age: 3600", "age: 300") % (4.0, 0, 4.0, 0)), step="Replaced")
+    assert observation.plan is not None
+    former = {each.serving: replace(each.shape, max_num_seqs=48) for each in observation.plan.shapes}
+    shapes = tuple(
+        replace(
+            each,
+            replicas_per_gpu=5,
+            was=FormerShape(shape=former[each.serving], replicas_per_gpu=3, utilization_hundredths=17),
+        )
+        for each in observation.plan.shapes
+    )
+    board, _, [back] = judged(replace(observation, plan=replace(observation.plan, shapes=shapes)))
+    again = board.chosen(DOCS, A)
+    assert again is not None
+    assert again.replicas_per_gpu == 3
+    assert [str(each.serving) for each in back.placements] == ["team/docs"]
 
 
 # What is kept in the plan
