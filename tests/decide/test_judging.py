@@ -10,6 +10,7 @@ import pytest
 from gpupack.decide.board import Board
 from gpupack.decide.evidence import Seen, seen_on, standing, under_its_arrivals
 from gpupack.decide.experiment import TakenBack, begin, company, inputs_of, is_waited_for, judge
+from gpupack.decide.prospect import rounded
 from gpupack.facts.experiment import CLOSED, Experiment, Judgement, Standing
 from gpupack.facts.observation import Cause, EngineSeen, Holder, Missing, Observation, Phase, Reading, Refused
 from gpupack.facts.placement import FormerShape
@@ -640,6 +641,25 @@ def test_a_shape_that_missed_goes_back_in_the_replicas_that_took_it_only() -> No
     assert again is not None
     assert again.replicas_per_gpu == 3
     assert [str(each.serving) for each in back.placements] == ["team/docs"]
+
+
+@pytest.mark.parametrize("elsewhere", [0, 1, 2])
+def test_the_latency_without_the_step_is_that_of_the_load_dealt_among_those_that_would_be_left(elsewhere: int) -> None:
+    """One engine stood here and others stand elsewhere: each of them would get its share of 60 requests a second."""
+    more = f"  - {{serving: chat, gpu: b, count: {elsewhere}, arrivals: 30}}\n"
+    story = STEP.replace("experiments:", f"{more}experiments:")
+    slow = engines(of(seen(story % (1.3, 1.3)), before=before(off=Ratio(1.05))), itl_p95=read(9.0))
+    slo = Slo(itl=Seconds(8.0), ttft=None, statistic=Statistic.P95)
+    observation = replace(slow, servings=tuple(replace(each, slo=slo) for each in slow.servings))
+    board = board_on(observation)
+    kind = board.kind(A)
+    board = board_on(of(observation, inputs=inputs_of(board, kind, board.mix(A))))
+    board.rates[CHAT] = 60.0
+    [(own, _)] = board.mix(A)
+    share = {CHAT: rounded(60.0 / (1 + elsewhere))}
+    lone = board.prospects.loaded(kind, ((own, 1),), share).groups[0]
+    [back] = judge(board, {})
+    assert back.harm.predicted == pytest.approx(1.05 * lone.itl_p95)
 
 
 # What is kept in the plan
