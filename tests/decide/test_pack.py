@@ -530,6 +530,35 @@ def test_a_kind_of_gpu_that_keeps_the_promise_is_opened_before_one_that_cannot()
     assert surveyed(slow, demand(1)).uuid == B
 
 
+def beside(there: str, *, kind: str = "L4", **asked: int) -> list[tuple[str, float, float, str, str]]:
+    """What speaks against a replica on the first GPU, of that kind, with one that serves on `there`."""
+    text = f"gpus: {{a: {{kind: {kind}}}, b: , c: {{kind: L4}}}}\nservings: {{chat: {{batch: 64}}}}\n"
+    known = board_on(seen(f"{text}replicas: [{{serving: chat, gpu: {there}, engine: }}]"))
+    return said(objections(candidate(known, demand(2, **asked))))
+
+
+def test_a_much_slower_gpu_is_not_taken_where_its_even_share_of_the_requests_would_hold_all_back() -> None:
+    [(reason, share, least, unit, kind)] = beside("b")
+    assert (reason, least, unit, kind) == ("MarginalGain", 1.05, "ratio", "L4")
+    text = "gpus: {a: {kind: L4}, b: }\nservings: {chat: {batch: 64}}\nreplicas: [{serving: chat, gpu: b, engine: }]"
+    known = board_on(seen(text))
+
+    def alone(uuid: str) -> float:
+        chosen = known.chosen(CHAT, uuid)
+        assert chosen is not None
+        mix = ((known.prospects.kin(CHAT, chosen.shape), 1),)
+        return known.prospects.finish_rate(known.facts.gpus[uuid].gpu.kind, mix, CHAT)
+
+    assert share == pytest.approx(2 * alone(A) / alone(B))
+    assert share < 1.0
+
+
+def test_it_is_taken_where_that_many_are_asked_for_or_where_nothing_quicker_serves() -> None:
+    assert beside("b", floor=2) == []
+    assert beside("c") == []
+    assert beside("c", kind="H100-80GB") == [], "two of the slower one's share are still more than one"
+
+
 def test_a_kind_of_gpu_without_a_shape_is_passed_over() -> None:
     observation = seen("gpus: {a: {kind: L4}, b: }\nservings: {chat: {batch: 64}}")
     assert observation.plan is not None

@@ -6,11 +6,11 @@ Knows the closing order, because it decides who survives. Not what the load is: 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from gpupack.decide.board import Board
-from gpupack.decide.prospect import mix_of
+from gpupack.decide.prospect import Mix, mix_of
 from gpupack.facts.placement import Placement
 from gpupack.facts.serving import Serving, ServingKey
 
@@ -32,24 +32,16 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
         per_gpu: dict[str, list[Placement]] = defaultdict(list)
         for placement in planned[count - keep :]:
             per_gpu[placement.gpu_uuid].append(placement)
-        finished: dict[str, float] = defaultdict(float)
-        replicas: dict[str, int] = defaultdict(int)
+        mixes: dict[str, Mix] = {}
         for uuid, own in per_gpu.items():
-            gpu = board.facts.gpus.get(uuid)
-            if gpu is None:
-                continue
             mix = board.mix(uuid)
             if len(own) < standing_there[uuid]:
                 others = [each for each in board.on[uuid] if each.serving != serving.key]
                 mix = mix_of(board.kin(each) for each in (*others, *own))
             if not board.prospects.knows(mix):
                 mix = mix_of(board.kin(each) for each in own)
-            kind = gpu.gpu.kind
-            finished[kind.name] += board.prospects.finish_rate(kind, mix, serving.key)
-            replicas[kind.name] += len(own)
-        # Requests are dealt evenly: where GPUs are unlike, the slower kind is full first, and then its queue grows.
-        each = min((finished[name] / replicas[name] for name in finished), default=0.0)
-        return each * sum(replicas.values())
+            mixes[uuid] = mix
+        return carried(board, serving.key, mixes)
 
     def capacity(replicas: int) -> float:
         if replicas <= 0:
@@ -63,6 +55,22 @@ def capacity_of(board: Board, serving: Serving) -> Callable[[int], float]:
         return lone(replicas)
 
     return capacity
+
+
+def carried(board: Board, serving: ServingKey, mixes: Mapping[str, Mix]) -> float:
+    """Requests a second that a serving's engines in these mixes finish together, by GPU; of GPUs that are gone none."""
+    finished: dict[str, float] = defaultdict(float)
+    replicas: dict[str, int] = defaultdict(int)
+    for uuid, mix in mixes.items():
+        gpu = board.facts.gpus.get(uuid)
+        if gpu is None:
+            continue
+        kind = gpu.gpu.kind
+        finished[kind.name] += board.prospects.finish_rate(kind, mix, serving)
+        replicas[kind.name] += sum(count for kin, count in mix if kin.serving == serving)
+    # Requests are dealt evenly: where GPUs are unlike, the slower kind is full first, and then its queue grows.
+    each = min((finished[name] / replicas[name] for name in finished), default=0.0)
+    return each * sum(replicas.values())
 
 
 def _lone_curve(board: Board, serving: Serving) -> Callable[[int], float]:

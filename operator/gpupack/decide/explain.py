@@ -108,6 +108,11 @@ def verdict(given: Verdict) -> str:
             return f"One more replica would bring the {given.detail} of {where} to {seen}; its limit is {limit}."
         case Reason.BANDWIDTH_CEILING:
             return f"The DRAM traffic of {where} is at {seen} of what its engines can reach; the ceiling is {limit}."
+        case Reason.MARGINAL_GAIN if given.detail:
+            return (
+                f"Requests are dealt evenly, and a replica {where}, of kind {given.detail}, would hold all replicas"
+                f" together to {seen} of what they carry now; at least {limit} is asked."
+            )
         case Reason.MARGINAL_GAIN:
             return f"One more replica would bring {where} {seen} more throughput; at least {limit} is asked."
 

@@ -64,7 +64,8 @@ REASONS: Mapping[Reason, Meaning] = {
         do="Nothing: the next replica goes to another GPU.",
     ),
     Reason.MARGINAL_GAIN: Meaning(
-        means="One more replica would add too little throughput to be worth its memory.",
+        means="One more replica would add too little throughput to be worth its memory, or, on a much slower GPU, keep"
+        " so many requests waiting that all replicas together carry less.",
         do="Nothing: the next replica goes to another GPU. limits.leastMarginalGainPercent of the GpuPool is the bar.",
     ),
 }

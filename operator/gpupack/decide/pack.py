@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gpupack.decide.board import Board, GpuState, Member
+from gpupack.decide.capacity import carried
 from gpupack.decide.demand import Basis, Demand
 from gpupack.decide.prospect import Kin, Mix, with_one
 from gpupack.decide.undone import remembered
@@ -112,6 +113,7 @@ def objections(candidate: Candidate) -> tuple[Verdict, ...]:
     if ours and candidate.before and candidate.board.prospects.knows(candidate.before):
         for check in TOGETHER:
             found.extend(check(candidate))
+    found.extend(even_share(candidate))
     return tuple(found)
 
 
@@ -405,6 +407,32 @@ def marginal_gain(candidate: Candidate) -> Iterable[Verdict]:
         full = prospects.full(kind, candidate.after)
         observed = _predicted(gain, full)
         yield _verdict(candidate.uuid, Reason.MARGINAL_GAIN, observed, _given(least), Unit.RATIO, at_least=True)
+
+
+def even_share(candidate: Candidate) -> Iterable[Verdict]:
+    """Where the GPU is of another kind than those that serve: what all replicas carry, requests being dealt evenly.
+
+    A GPU that is much slower takes as many as the others, keeps them waiting, and more is lost than it adds.
+    """
+    board, key = candidate.board, candidate.serving.key
+    if candidate.instead_of is not None or candidate.planned < candidate.demand.floor:
+        return
+    mixes = {each.gpu_uuid: board.mix(each.gpu_uuid) for each in board.of[key] if each.gpu_uuid in board.facts.gpus}
+    kinds = {board.facts.gpus[uuid].gpu.kind.name for uuid in mixes}
+    if kinds <= {candidate.gpu.gpu.kind.name}:
+        return
+    mixes = {uuid: mix for uuid, mix in mixes.items() if board.prospects.knows(mix)}
+    before = carried(board, key, mixes)
+    least = 1.0 + candidate.policy.least_marginal_gain
+    if before <= 0 or not board.prospects.knows(candidate.after):
+        return
+    share = carried(board, key, {**mixes, candidate.uuid: candidate.after}) / before
+    if share < least:
+        kind = candidate.gpu.gpu.kind
+        observed = _predicted(share, board.prospects.full(kind, candidate.after))
+        yield _verdict(
+            candidate.uuid, Reason.MARGINAL_GAIN, observed, _given(least), Unit.RATIO, at_least=True, detail=kind.name
+        )
 
 
 SIMPLE: tuple[Check, ...] = (

@@ -169,12 +169,14 @@ class Rules:
         """Nothing is removed for its load where that is not known."""
         was, now = _count(before), _count(after)
         records = {each.serving: each for each in after.records}
+        there = {each.gpu.uuid for each in observation.gpus}
         for serving in observation.servings:
             key = serving.key
             record = records.get(key)
             if now[key] >= was[key] or record is None or record.reason not in GIVEN_UP or record.at != observation.at:
                 continue
-            self._sleeps_unasked(serving, now[key])
+            if any(each.serving == key and each.gpu_uuid in there for each in before.placements):
+                self._sleeps_unasked(serving, now[key])
             if serving.scaling.mode is ScalingMode.MANUAL:
                 continue
             most = serving.scaling.max_replicas
@@ -187,7 +189,8 @@ class Rules:
     def _sleeps_unasked(self, serving: Serving, left: int) -> None:
         """The last replica goes only if the cluster itself knows of no request for as long as was said.
 
-        The operator's clock may have been set meanwhile, and its readings may be a moment old.
+        The operator's clock may have been set meanwhile, and its readings may be a moment old. Who lost its last GPU
+        has nothing to give up, and is woken by the next request.
         """
         if left or serving.scaling.min_replicas or serving.scaling.mode is ScalingMode.MANUAL:
             return
