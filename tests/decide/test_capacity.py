@@ -57,6 +57,15 @@ def test_one_that_stays_alone_finishes_more_than_its_half() -> None:
     assert finished(2) / 2 < finished(1) < finished(2)
 
 
+def test_each_of_unlike_gpus_has_its_even_share_and_neighbours_have_none_of_it() -> None:
+    unlike = """gpus: {a: {kind: L4}, b: }
+servings: {chat: {batch: 64}, docs: {batch: 64}}
+replicas: [{serving: chat, gpu: a, engine: }, {serving: docs, gpu: a, engine: }, {serving: chat, gpu: b, engine: }]"""
+    known = board_on(seen(unlike))
+    slowest = known.prospects.finish_rate(known.facts.gpus[A].gpu.kind, known.mix(A), CHAT)
+    assert capacity(seen(unlike))(2) == pytest.approx(2 * slowest)
+
+
 def test_more_than_stand_are_counted_on_gpus_of_their_own() -> None:
     finished = capacity(at_most(seen(NONE), 2))
     assert finished(1) < finished(2) < finished(3)

@@ -55,11 +55,7 @@ def with_one(mix: Mix, kin: Kin, change: int = 1) -> Mix:
 
 
 def mix_of(engines: Iterable[Kin]) -> Mix:
-    return _in_order(Counter(engines))
-
-
-def _in_order(counts: Mapping[Kin, int]) -> Mix:
-    return tuple(sorted(((kin, count) for kin, count in counts.items() if count > 0), key=_order))
+    return tuple(sorted(Counter(engines).items(), key=_order))
 
 
 def _order(entry: tuple[Kin, int]) -> tuple[str, str, int, int, int]:
