@@ -15,6 +15,7 @@ from gpupack.decide.pack import (
     data_missing,
     demand_met,
     effect,
+    even_share,
     gain_of,
     held_by_others,
     host_cpu,
@@ -551,6 +552,22 @@ def test_a_much_slower_gpu_is_not_taken_where_its_even_share_of_the_requests_wou
 
     assert share == pytest.approx(2 * alone(A) / alone(B))
     assert share < 1.0
+
+
+def test_an_even_share_is_a_matter_of_further_replicas_and_of_engines_that_are_known() -> None:
+    text = """gpus: {a: {kind: L4}, b: }
+servings: {chat: {batch: 64}, docs: {batch: 64}}
+replicas: [{serving: chat, gpu: b, engine: }, {serving: docs, gpu: %s, engine: }]"""
+    elsewhere, here = seen(text % "b"), seen(text % "a")
+    known = board_on(here)
+    (placement,) = known.of[CHAT]
+    [against] = even_share(candidate(known))
+    assert against.at_least
+    assert list(even_share(candidate(known, instead_of=placement))) == []
+    refused = Refused(key=DOCS, uid="docs", generation=1, field="spec", problem="unreadable", fix="mend it")
+    for observation in (elsewhere, here):
+        unknown = replace(observation, servings=observation.servings[:1], refused=(refused,))
+        assert list(even_share(candidate(board_on(unknown)))) == []
 
 
 def test_it_is_taken_where_that_many_are_asked_for_or_where_nothing_quicker_serves() -> None:

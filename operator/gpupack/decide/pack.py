@@ -417,16 +417,13 @@ def even_share(candidate: Candidate) -> Iterable[Verdict]:
     board, key = candidate.board, candidate.serving.key
     if candidate.instead_of is not None or candidate.planned < candidate.demand.floor:
         return
-    mixes = {each.gpu_uuid: board.mix(each.gpu_uuid) for each in board.of[key] if each.gpu_uuid in board.facts.gpus}
+    there = {each.gpu_uuid for each in board.of[key] if each.gpu_uuid in board.facts.gpus}
+    mixes = {uuid: board.mix(uuid) for uuid in sorted(there) if board.prospects.knows(board.mix(uuid))}
     kinds = {board.facts.gpus[uuid].gpu.kind.name for uuid in mixes}
-    if kinds <= {candidate.gpu.gpu.kind.name}:
+    if kinds <= {candidate.gpu.gpu.kind.name} or not board.prospects.knows(candidate.after):
         return
-    mixes = {uuid: mix for uuid, mix in mixes.items() if board.prospects.knows(mix)}
-    before = carried(board, key, mixes)
+    share = carried(board, key, {**mixes, candidate.uuid: candidate.after}) / carried(board, key, mixes)
     least = 1.0 + candidate.policy.least_marginal_gain
-    if before <= 0 or not board.prospects.knows(candidate.after):
-        return
-    share = carried(board, key, {**mixes, candidate.uuid: candidate.after}) / before
     if share < least:
         kind = candidate.gpu.gpu.kind
         observed = _predicted(share, board.prospects.full(kind, candidate.after))
